@@ -1,0 +1,1 @@
+//! The daemon: one driver task around the core.

@@ -1,0 +1,1 @@
+//! The NATS edge: typed client and embedded broker.

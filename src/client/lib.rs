@@ -1,0 +1,1 @@
+//! Client verbs that speak the DEA protocol on the bus themselves.

@@ -1,0 +1,21 @@
+//! Every decision of the agent and the router, pure.
+//!
+//! The agent's `Cell` is a function of (state, now, input): it returns [`Effect`]s as plain values and never waits, reads a
+//! clock, draws from the operating system's randomness, or fails. This file is its whole vocabulary.
+//!
+//! The contract with the edge that drives it:
+//! - effects are carried out in the order given; those that take long run as tasks of their own;
+//! - [`Effect::FetchDroplet`], [`Effect::StartSandbox`] and [`Effect::StartStaging`] each end in exactly one final input
+//!   ([`DropletEvent`], [`SandboxEvent::Exited`], [`StagingEvent::Finished`] or [`StagingEvent::SetupFailed`]);
+//! - a late or repeated input about something unknown is legal and ignored; a spurious [`Input::Wake`] changes nothing.
+
+pub mod routes;
+
+mod time;
+mod vocabulary;
+
+pub use time::{Mono, Now, Wall};
+pub use vocabulary::{
+    Answer, BusEvent, DropletEvent, Effect, Exit, Input, InstanceKey, Publication, ReplyTo, Request, Sample, SandboxEvent, SandboxSpec,
+    Signal, StagedDroplet, StagingError, StagingEvent, StagingSpec, TaskKey, Varz, VarzInstance,
+};

@@ -1,0 +1,1 @@
+//! The HTTP router: a hyper reverse proxy fed by NATS.
