@@ -1,0 +1,205 @@
+//! Between `wasi:http` and the types of the `http` crate.
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Uri};
+use wasip2::http::types as wasi;
+use wasip2::io::streams::{OutputStream, StreamError};
+
+use crate::body::{Body, IncomingBody};
+
+/// A request whose body has not been read yet.
+pub type Request = http::Request<IncomingBody>;
+/// A response; `content-length` is set where the length of the body is known.
+pub type Response = http::Response<Body>;
+/// Whatever goes wrong in a handler: answered with 500 and written to the app's log with its causes.
+pub type Error = Box<dyn StdError>;
+
+/// What a handler may return.
+pub trait IntoResponse {
+    fn into_response(self) -> Response;
+}
+
+impl IntoResponse for Response {
+    fn into_response(self) -> Response {
+        self
+    }
+}
+
+impl IntoResponse for String {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(self.into());
+        response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        response
+    }
+}
+
+impl IntoResponse for &str {
+    fn into_response(self) -> Response {
+        self.to_owned().into_response()
+    }
+}
+
+impl IntoResponse for StatusCode {
+    fn into_response(self) -> Response {
+        let reason = self.canonical_reason().unwrap_or("unknown status");
+        (self, format!("{reason}\n")).into_response()
+    }
+}
+
+impl<T: IntoResponse> IntoResponse for (StatusCode, T) {
+    fn into_response(self) -> Response {
+        let mut response = self.1.into_response();
+        *response.status_mut() = self.0;
+        response
+    }
+}
+
+impl<T: IntoResponse, E: Into<Error>> IntoResponse for Result<T, E> {
+    fn into_response(self) -> Response {
+        match self {
+            Ok(response) => response.into_response(),
+            Err(error) => {
+                eprintln!("{}", with_causes(error.into().as_ref()));
+                StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            }
+        }
+    }
+}
+
+fn with_causes(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a string cannot fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// What `#[dewar_guest::http]` calls for each request.
+pub fn respond<R: IntoResponse>(handle: impl FnOnce(Request) -> R, raw: wasi::IncomingRequest, out: wasi::ResponseOutparam) {
+    let response = match request_of(&raw) {
+        Ok(request) => handle(request).into_response(),
+        Err(refusal) => refusal.into_response(),
+    };
+    if let Err(cause) = send(response, out) {
+        eprintln!("response cut short: {cause}");
+    }
+}
+
+fn request_of(raw: &wasi::IncomingRequest) -> Result<Request, (StatusCode, String)> {
+    let bad = |what: &str| (StatusCode::BAD_REQUEST, format!("{what} cannot be understood\n"));
+
+    let mut request = Request::new(IncomingBody::of(raw));
+    *request.method_mut() = method_of(raw.method()).ok_or_else(|| bad("the method"))?;
+    let path = raw.path_with_query().unwrap_or_else(|| "/".to_owned());
+    *request.uri_mut() = path.parse::<Uri>().map_err(|_| bad("the path"))?;
+
+    let fields = raw.headers().entries();
+    let mut headers = HeaderMap::try_with_capacity(fields.len()).map_err(|_| bad("so many headers"))?;
+    for (name, value) in fields {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad("a header's name"))?;
+        let value = HeaderValue::from_bytes(&value).map_err(|_| bad("a header's value"))?;
+        headers.try_append(name, value).map_err(|_| bad("so many headers"))?;
+    }
+    // Where a server keeps `host` apart from the headers, an app expects to find it among them all the same.
+    if !headers.contains_key(http::header::HOST)
+        && let Some(authority) = raw.authority()
+        && let Ok(value) = HeaderValue::from_str(&authority)
+    {
+        headers.insert(http::header::HOST, value);
+    }
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+fn method_of(method: wasi::Method) -> Option<Method> {
+    Some(match method {
+        wasi::Method::Get => Method::GET,
+        wasi::Method::Head => Method::HEAD,
+        wasi::Method::Post => Method::POST,
+        wasi::Method::Put => Method::PUT,
+        wasi::Method::Delete => Method::DELETE,
+        wasi::Method::Connect => Method::CONNECT,
+        wasi::Method::Options => Method::OPTIONS,
+        wasi::Method::Trace => Method::TRACE,
+        wasi::Method::Patch => Method::PATCH,
+        wasi::Method::Other(name) => Method::from_bytes(name.as_bytes()).ok()?,
+    })
+}
+
+fn send(response: Response, out: wasi::ResponseOutparam) -> Result<(), String> {
+    let (head, content) = response.into_parts();
+    let raw = match raw_response(&head, &content) {
+        Ok(raw) => raw,
+        Err(cause) => {
+            wasi::ResponseOutparam::set(out, Err(wasi::ErrorCode::InternalError(Some(cause.clone()))));
+            return Err(cause);
+        }
+    };
+    let body = raw.body().map_err(|()| "the response has no body".to_owned())?;
+    wasi::ResponseOutparam::set(out, Ok(raw));
+
+    // An unfinished body is dropped by the early return, which tells the host that the response is not whole.
+    let stream = body.write().map_err(|()| "the body has no stream".to_owned())?;
+    content.write_to(&mut BodyWriter(&stream)).map_err(|e| e.to_string())?;
+    drop(stream);
+    wasi::OutgoingBody::finish(body, None).map_err(|e| e.to_string())
+}
+
+fn raw_response(head: &http::response::Parts, content: &Body) -> Result<wasi::OutgoingResponse, String> {
+    let fields = wasi::Fields::new();
+    for (name, value) in &head.headers {
+        fields.append(name.as_str(), value.as_bytes()).map_err(|e| format!("header {name}: {e}"))?;
+    }
+    if let Some(length) = content.len()
+        && may_announce_length(head)
+    {
+        fields.append("content-length", length.to_string().as_bytes()).map_err(|e| format!("header content-length: {e}"))?;
+    }
+    let raw = wasi::OutgoingResponse::new(fields);
+    raw.set_status_code(head.status.as_u16()).map_err(|()| format!("status {} was refused", head.status))?;
+    Ok(raw)
+}
+
+/// An answer that never has a body must not announce one, and what the app has set stands.
+fn may_announce_length(head: &http::response::Parts) -> bool {
+    let bodiless = head.status.is_informational() || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    !bodiless && !head.headers.contains_key(http::header::CONTENT_LENGTH) && !head.headers.contains_key(http::header::TRANSFER_ENCODING)
+}
+
+/// Writes as much as the host takes at once, and waits when it takes none.
+struct BodyWriter<'a>(&'a OutputStream);
+
+impl Write for BodyWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let room = usize::try_from(self.0.check_write().map_err(gone)?).unwrap_or(usize::MAX);
+            if room > 0 {
+                let length = bytes.len().min(room);
+                self.0.write(&bytes[..length]).map_err(gone)?;
+                return Ok(length);
+            }
+            self.0.subscribe().block();
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.blocking_flush().map_err(gone)
+    }
+}
+
+fn gone(error: StreamError) -> io::Error {
+    match error {
+        StreamError::Closed => io::Error::new(io::ErrorKind::BrokenPipe, "the client has gone"),
+        StreamError::LastOperationFailed(cause) => io::Error::other(cause.to_debug_string()),
+    }
+}
