@@ -1,0 +1,179 @@
+//! Messages in: one subscription, drained by a task of its own.
+//!
+//! async-nats drops messages without a word once a subscriber's queue is full. So nobody's code stands between that queue and
+//! the socket: a task moves messages into a queue whose overflow is counted, and reported once per burst.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_nats::StatusCode;
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::Bus;
+use crate::client::Traffic;
+
+/// How many messages wait for a subscription's owner. The newest are dropped when it is full.
+pub const SUBSCRIPTION_QUEUE: usize = 8192;
+
+/// How many bytes of payload wait for a subscription's owner. The newest messages are dropped when it is full.
+pub const SUBSCRIPTION_QUEUE_BYTES: usize = 64 << 20;
+
+/// A message from the bus. `Debug` does not print the payload, which may hold credentials.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Where it was published.
+    pub subject: String,
+    /// Where an answer is expected.
+    pub reply_to: Option<String>,
+    /// The bytes, whatever they are.
+    pub payload: Bytes,
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("subject", &self.subject)
+            .field("reply_to", &self.reply_to)
+            .field("bytes", &self.payload.len())
+            .finish()
+    }
+}
+
+/// What can arrive on an inbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Somebody answered.
+    Message(Message),
+    /// The server says that nobody listens where the request went.
+    NoResponders,
+}
+
+/// A live subscription. It outlives reconnects and ends when it is dropped.
+#[derive(Debug)]
+pub struct Subscription {
+    replies: mpsc::Receiver<Reply>,
+    waiting_bytes: Arc<AtomicUsize>,
+    pump: JoinHandle<()>,
+    /// Keeps the connection.
+    _bus: Bus,
+}
+
+impl Subscription {
+    pub(crate) fn start(subscriber: async_nats::Subscriber, bus: Bus, traffic: Arc<Traffic>) -> Self {
+        let (sender, replies) = mpsc::channel(SUBSCRIPTION_QUEUE);
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let queue = Queue { sender, waiting_bytes: Arc::clone(&waiting_bytes), traffic, burst: None };
+        Self { replies, waiting_bytes, pump: tokio::spawn(pump(subscriber, queue)), _bus: bus }
+    }
+
+    /// The next message; `None` once the client is closed. Cancel safe.
+    pub async fn next(&mut self) -> Option<Message> {
+        loop {
+            if let Reply::Message(message) = self.next_reply().await? {
+                return Some(message);
+            }
+        }
+    }
+
+    /// The next message, or the server's word that nobody listens: for an inbox that was given with a request. Cancel safe.
+    pub async fn next_reply(&mut self) -> Option<Reply> {
+        let reply = self.replies.recv().await?;
+        self.waiting_bytes.fetch_sub(payload_length(&reply), Ordering::Relaxed);
+        Some(reply)
+    }
+
+    /// Ends the subscription; when this returns, the word is on its way to the server.
+    pub async fn unsubscribe(self) {
+        drop(self.replies);
+        // It fails only when the runtime is shutting down, and the connection with it.
+        let _ = self.pump.await;
+    }
+}
+
+/// Moves messages until the owner or the client is gone; dropping the subscriber tells the server.
+async fn pump(mut subscriber: async_nats::Subscriber, mut queue: Queue) {
+    loop {
+        tokio::select! {
+            biased;
+            () = queue.sender.closed() => return,
+            message = subscriber.next() => match message {
+                Some(message) => queue.offer(message),
+                None => return,
+            },
+        }
+    }
+}
+
+/// The queue in front of a subscription's owner.
+struct Queue {
+    sender: mpsc::Sender<Reply>,
+    waiting_bytes: Arc<AtomicUsize>,
+    traffic: Arc<Traffic>,
+    burst: Option<Burst>,
+}
+
+/// Consecutive messages that did not fit.
+struct Burst {
+    dropped: u64,
+}
+
+impl Queue {
+    fn offer(&mut self, message: async_nats::Message) {
+        let reply = reply_from(message);
+        let length = payload_length(&reply);
+        let waiting = self.waiting_bytes.fetch_add(length, Ordering::Relaxed);
+        if waiting.saturating_add(length) > SUBSCRIPTION_QUEUE_BYTES {
+            return self.overflow(&reply);
+        }
+        match self.sender.try_send(reply) {
+            Ok(()) => self.accepted(),
+            Err(TrySendError::Full(reply)) => self.overflow(&reply),
+            // The owner has gone; the loop sees it next.
+            Err(TrySendError::Closed(_)) => {}
+        }
+    }
+
+    fn accepted(&mut self) {
+        self.traffic.received.fetch_add(1, Ordering::Relaxed);
+        if let Some(Burst { dropped }) = self.burst.take() {
+            info!(dropped, "slow consumer has caught up");
+        }
+    }
+
+    fn overflow(&mut self, reply: &Reply) {
+        self.waiting_bytes.fetch_sub(payload_length(reply), Ordering::Relaxed);
+        self.traffic.slow_consumer.fetch_add(1, Ordering::Relaxed);
+        match &mut self.burst {
+            Some(burst) => burst.dropped += 1,
+            None => {
+                let subject = if let Reply::Message(message) = reply { message.subject.as_str() } else { "" };
+                warn!(subject, "slow consumer, messages are being dropped");
+                self.burst = Some(Burst { dropped: 1 });
+            }
+        }
+    }
+}
+
+fn payload_length(reply: &Reply) -> usize {
+    match reply {
+        Reply::Message(message) => message.payload.len(),
+        Reply::NoResponders => 0,
+    }
+}
+
+fn reply_from(message: async_nats::Message) -> Reply {
+    if message.status == Some(StatusCode::NO_RESPONDERS) && message.payload.is_empty() {
+        return Reply::NoResponders;
+    }
+    Reply::Message(Message {
+        subject: message.subject.into_string(),
+        reply_to: message.reply.map(async_nats::Subject::into_string),
+        payload: message.payload,
+    })
+}
