@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
 
+use crate::counting_keys;
 use crate::start::null_is_default;
 use crate::{AppId, Bytes, CellId, InstanceId, Mib, UnixSeconds};
 
@@ -193,8 +194,8 @@ pub struct InstanceFilter {
 }
 
 /// `dea.stop`: stop the matching instances. No reply.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(try_from = "Map<String, Value>", into = "InstanceFilter")]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[serde(into = "InstanceFilter")]
 pub struct Stop {
     /// Which instances.
     pub filter: InstanceFilter,
@@ -202,12 +203,21 @@ pub struct Stop {
     pub whole_app: bool,
 }
 
-impl TryFrom<Map<String, Value>> for Stop {
-    type Error = serde_json::Error;
-
-    fn try_from(keys: Map<String, Value>) -> Result<Self, Self::Error> {
-        let whole_app = keys.len() == 1 && keys.contains_key("droplet");
-        Ok(Self { filter: serde_json::from_value(Value::Object(keys))?, whole_app })
+impl<'de> Deserialize<'de> for Stop {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Filter;
+        impl<'de> Visitor<'de> for Filter {
+            type Value = Stop;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Stop, A::Error> {
+                let (filter, keys) = counting_keys::object::<InstanceFilter, A>(map);
+                let filter = filter?;
+                Ok(Stop { whole_app: keys == 1 && filter.app_id.is_some(), filter })
+            }
+        }
+        deserializer.deserialize_map(Filter)
     }
 }
 
@@ -232,31 +242,31 @@ pub struct Update {
 }
 
 /// `dea.find.droplet`: one reply per matching instance, none when nothing matches.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct FindDroplet {
     /// Application id; absent matches nothing.
-    #[serde(default, rename = "droplet")]
+    #[serde(default, rename = "droplet", skip_serializing_if = "Option::is_none")]
     pub app_id: Option<AppId>,
     /// Exact application version.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// Instance ids.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instances: Option<Vec<InstanceId>>,
     /// More instance ids, joined with `instances`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_ids: Option<Vec<InstanceId>>,
     /// Instance indices.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub indices: Option<Vec<u32>>,
     /// State names as given.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub states: Option<Vec<String>>,
     /// `Some` when the key is there, even with null: the reply then carries a signed file URL.
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub path: Option<Option<String>>,
     /// Whether replies of running instances carry statistics.
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "std::ops::Not::not")]
     pub include_stats: bool,
 }
 
@@ -311,8 +321,8 @@ pub struct InstanceStats {
     pub uris: Vec<String>,
     /// The agent's address.
     pub host: String,
-    /// The instance's port.
-    pub port: u16,
+    /// The instance's port; null where it was given none.
+    pub port: Option<u16>,
     /// Whole seconds since entering STARTING.
     pub uptime: u64,
     /// Memory quota.

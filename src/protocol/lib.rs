@@ -6,6 +6,7 @@
 
 mod agent;
 mod component;
+mod counting_keys;
 mod logs;
 mod router;
 mod staging;
@@ -14,8 +15,8 @@ pub mod subjects;
 mod units;
 
 pub use agent::{
-    Advertise, AppCounts, DropletExited, ExitReason, FindDroplet, FoundInstance, Hello, InstanceFilter, InstanceStats, InstanceState,
-    InstanceUsage, PlacementProperties, Heartbeat, HeartbeatEntry, Shutdown, Status, Stop, UnknownState, Update, PROTOCOL_VERSION,
+    Advertise, AppCounts, DropletExited, ExitReason, FindDroplet, FoundInstance, Heartbeat, HeartbeatEntry, Hello, InstanceFilter,
+    InstanceState, InstanceStats, InstanceUsage, PROTOCOL_VERSION, PlacementProperties, Shutdown, Status, Stop, UnknownState, Update,
 };
 pub use component::ComponentAnnounce;
 pub use logs::{LogLine, LogRequest, LogSource, LogStream};

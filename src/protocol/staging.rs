@@ -3,9 +3,12 @@
 //! Source: dea_ng `lib/dea/responders/staging.rb`, `lib/dea/staging/staging_message.rb`, `staging_task.rb`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::counting_keys;
 use crate::start::null_is_default;
 use crate::{AppId, CellId, DropletSha1, EgressRule, Mib, Secret, Service, StartMessage, TaskId};
 
@@ -184,10 +187,22 @@ pub struct StagingStop {
 }
 
 /// Decodes `{}` and null as absent.
-fn empty_is_absent<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<StartMessage>, D::Error> {
-    match Option::<serde_json::Value>::deserialize(deserializer)? {
-        None => Ok(None),
-        Some(serde_json::Value::Object(keys)) if keys.is_empty() => Ok(None),
-        Some(value) => StartMessage::deserialize(value).map(Some).map_err(serde::de::Error::custom),
+fn empty_is_absent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<StartMessage>, D::Error> {
+    struct MaybeStart;
+    impl<'de> Visitor<'de> for MaybeStart {
+        type Value = Option<StartMessage>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object or null")
+        }
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            match counting_keys::object::<StartMessage, A>(map) {
+                (Err(_), 0) => Ok(None),
+                (message, _) => message.map(Some),
+            }
+        }
     }
+    deserializer.deserialize_any(MaybeStart)
 }
