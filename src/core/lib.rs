@@ -9,11 +9,26 @@
 //!   ([`DropletEvent`], [`SandboxEvent::Exited`], [`StagingEvent::Finished`] or [`StagingEvent::SetupFailed`]);
 //! - a late or repeated input about something unknown is legal and ignored; a spurious [`Input::Wake`] changes nothing.
 
+pub mod environment;
 pub mod routes;
 
+mod cell;
+mod config;
+mod droplets;
+mod egress;
+mod filter;
+mod instance;
+mod lifecycle;
+mod reaper;
+mod registry;
+mod resources;
+mod staging_task;
 mod time;
 mod vocabulary;
 
+pub use cell::Cell;
+pub use config::{CellConfig, ComponentFacts, ExitedReasons, Intervals, StagingConfig};
+pub use resources::Capacity;
 pub use time::{Mono, Now, Wall};
 pub use vocabulary::{
     Answer, BusEvent, DropletEvent, Effect, Exit, Input, InstanceKey, Publication, ReplyTo, Request, Sample, SandboxEvent, SandboxSpec,

@@ -85,7 +85,7 @@ pub enum SandboxEvent {
         /// The instance's port.
         port: Option<u16>,
     },
-    /// The health check passed.
+    /// The health check passed. Not waited for where there is nothing to check: no port, or no routes.
     Ready,
     /// The instance is no more, or never came to be.
     Exited(Exit),
@@ -96,7 +96,8 @@ pub enum SandboxEvent {
 pub struct Exit {
     /// Exit status of the app; −1 when there is none.
     pub status: i32,
-    /// For the developer of the app; one line, maybe followed by a backtrace.
+    /// For the developer of the app, and sent to the health manager as it is; one line, maybe followed by a backtrace. Causes that
+    /// are the agent's own (files, ports) are for its log, and are called `failed to start` here.
     pub description: String,
 }
 
@@ -187,11 +188,11 @@ pub enum Effect {
     },
     /// Make a sandbox and run an instance in it.
     StartSandbox(Box<SandboxSpec>),
-    /// Ask the instance to end, kill it when it has not after the grace time.
+    /// Ask the instance to end, kill it when it has not after the grace time. May come again, and again.
     StopSandbox(InstanceKey),
-    /// End the instance now.
+    /// End the instance now, even if its sandbox is still being made. May come again, and again.
     KillSandbox(InstanceKey),
-    /// Forget a crashed instance's files.
+    /// Delete what an instance left, by its id at its start. Its sandbox has ended, or there never was one nor any files.
     DeleteInstanceFiles(InstanceId),
     /// Run buildpacks over a package.
     StartStaging(Box<StagingSpec>),

@@ -1,0 +1,110 @@
+//! Staging tasks: admission, the two replies, and the start that may follow.
+
+use std::sync::Arc;
+
+use dewar_protocol::{AppId, LogStream, StagingMessage};
+
+use super::Cell;
+use crate::egress;
+use crate::lifecycle::Phase;
+use crate::resources::Reservation;
+use crate::staging_task::{End, StagingTask, TaskState, TaskStep, refusal};
+use crate::{Answer, CellConfig, Effect, Now, ReplyTo, StagingEvent, StagingSpec, TaskKey};
+
+const STOPPED: &str = "Error staging: task stopped";
+const OUT_OF_TIME: &str = "Staging in container timed out";
+
+impl Cell {
+    pub(super) fn stage(&mut self, now: Now, message: StagingMessage, reply_to: Option<ReplyTo>, out: &mut Vec<Effect>) {
+        if !self.config.staging.enabled {
+            out.push(Effect::Refused { request: "staging.<id>.start", why: "this agent does not stage".to_owned() });
+            return;
+        }
+        let text = format!("Got staging request for app with id {}", message.app_id);
+        out.push(Effect::AppLog { app_id: message.app_id.clone(), index: None, stream: LogStream::Out, text });
+        let reserved = reservation(&message, &self.config);
+        if let Some(resource) = self.remaining().constrained(reserved) {
+            let reply = refusal(&message, format!("Not enough {} resources available", resource.name()));
+            out.extend(reply_to.map(|reply_to| Effect::Reply(reply_to, Answer::Staged(Box::new(reply)))));
+            return;
+        }
+        let key = TaskKey(self.next_key());
+        let objection = objection(&message, &self.config);
+        let deadline = now.mono + self.config.staging.time_limit;
+        let message = Arc::new(message);
+        self.tasks.insert(StagingTask { key, message: message.clone(), reply_to, reserved, deadline, state: TaskState::SettingUp });
+        match objection {
+            Some(why) => self.on_staging(now, key, StagingEvent::SetupFailed(why), out),
+            None => out.push(Effect::StartStaging(Box::new(StagingSpec { key, message, memory: reserved.memory, disk: reserved.disk }))),
+        }
+    }
+
+    pub(super) fn on_staging(&mut self, now: Now, key: TaskKey, event: StagingEvent, out: &mut Vec<Effect>) {
+        let Some(task) = self.tasks.get_mut(key) else { return };
+        let TaskStep { setup, end } = task.handle(event);
+        if let (Some(setup), Some(reply_to)) = (setup, task.reply_to.clone()) {
+            out.push(Effect::Reply(reply_to, Answer::Setup(setup)));
+        }
+        let Some(end) = end else { return };
+        let start = task.message.start_message.clone();
+        let sha1 = end.droplet.as_ref().map(|droplet| droplet.sha1.clone());
+        self.end_task(key, end, out);
+        // The Cloud Controller counts on this instance as soon as reply 2 names a droplet.
+        if let (Some(mut start), Some(sha1), Phase::Serving) = (start, sha1, self.phase) {
+            start.sha1 = Some(sha1);
+            self.start_instance(now, start, out);
+        }
+    }
+
+    /// Ends every task of an app; there may be none.
+    pub(super) fn stop_staging(&mut self, app_id: &AppId, out: &mut Vec<Effect>) {
+        for key in self.tasks.of_app(app_id) {
+            self.cut_short(key, STOPPED, out);
+        }
+    }
+
+    pub(super) fn stop_all_staging(&mut self, out: &mut Vec<Effect>) {
+        for key in self.tasks.keys() {
+            self.cut_short(key, STOPPED, out);
+        }
+    }
+
+    pub(super) fn on_task_deadline(&mut self, key: TaskKey, out: &mut Vec<Effect>) {
+        self.cut_short(key, OUT_OF_TIME, out);
+    }
+
+    fn cut_short(&mut self, key: TaskKey, error: &str, out: &mut Vec<Effect>) {
+        if let Some(task) = self.tasks.get_mut(key) {
+            let end = task.cut_short(error);
+            out.push(Effect::CancelStaging(key));
+            self.end_task(key, end, out);
+        }
+    }
+
+    fn end_task(&mut self, key: TaskKey, end: End, out: &mut Vec<Effect>) {
+        if let Some(reply_to) = self.tasks.remove(key).and_then(|task| task.reply_to) {
+            out.push(Effect::Reply(reply_to, Answer::Staged(Box::new(end.reply))));
+        }
+    }
+}
+
+/// What the message asks for, else what the app will run with; the operator's setting is the least.
+fn reservation(message: &StagingMessage, config: &CellConfig) -> Reservation {
+    let limits = message.start_message.as_ref().map(|start| start.limits);
+    let memory = message.memory_limit.or(limits.map(|limits| limits.mem));
+    let disk = message.disk_limit.or(limits.map(|limits| limits.disk));
+    let (least_memory, least_disk) = (config.staging.memory, config.staging.disk);
+    Reservation {
+        memory: memory.map_or(least_memory, |memory| memory.max(least_memory)),
+        disk: disk.map_or(least_disk, |disk| disk.max(least_disk)),
+    }
+}
+
+/// Why set-up is bound to fail.
+fn objection(message: &StagingMessage, config: &CellConfig) -> Option<String> {
+    let stack = message.stack.as_ref().or_else(|| message.start_message.as_ref()?.stack.as_ref());
+    if let Some(stack) = stack.filter(|stack| !config.stacks.contains(stack)) {
+        return Some(format!("Error staging: Stack {stack} does not exist"));
+    }
+    egress::check(&message.egress_network_rules).err().map(|error| error.to_string())
+}

@@ -1,0 +1,125 @@
+//! What an operator decides about a cell.
+
+use std::time::Duration;
+
+use dewar_protocol::{CellId, Mib, Secret};
+
+use crate::resources::Capacity;
+
+/// Everything a cell is told when it is made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CellConfig {
+    /// New at every process start.
+    pub id: CellId,
+    /// Job index; routers see it as `dea-<index>`.
+    pub index: u32,
+    /// The agent's address, as peers reach it.
+    pub ip: String,
+    /// Names of the stacks, best first: an app that names none gets the first. A start that names another one fails.
+    pub stacks: Vec<String>,
+    /// Availability zone, for placement.
+    pub zone: String,
+    /// What can be promised.
+    pub capacity: Capacity,
+    /// Instances registered at once, in any state. A start beyond it is refused without a trace on the bus: quotas of zero must
+    /// not make the registry endless.
+    pub max_instances: usize,
+    /// How often things are published.
+    pub intervals: Intervals,
+    /// From launch to an open port, where the start message does not say.
+    pub health_check_timeout: Duration,
+    /// From the start message to launch: fetching and unpacking the droplet, making the sandbox. The edge keeps tighter limits;
+    /// this one is for what slips through them.
+    pub preparation_limit: Duration,
+    /// Whether and how this agent stages.
+    pub staging: StagingConfig,
+    /// How long the newest crash of an app stays registered, and its files stay.
+    pub crash_lifetime: Duration,
+    /// Which `droplet.exited` messages there are.
+    pub exited_reasons: ExitedReasons,
+    /// What the announcement as a component says.
+    pub component: ComponentFacts,
+    /// After this long a shutdown ends whatever still runs.
+    pub shutdown_limit: Duration,
+}
+
+impl CellConfig {
+    /// A cell with the defaults of the original agent, which stages, and has one stack and 8 GiB of memory.
+    #[must_use]
+    pub fn new(id: CellId, ip: String, component: ComponentFacts) -> Self {
+        Self {
+            id,
+            index: 0,
+            ip,
+            stacks: vec!["cflinuxfs2".to_owned()],
+            zone: "default".to_owned(),
+            capacity: Capacity { memory: Mib(8192), disk: Mib(16 * 1024 * 1024) },
+            max_instances: 16_384,
+            intervals: Intervals::default(),
+            health_check_timeout: Duration::from_secs(60),
+            preparation_limit: Duration::from_secs(15 * 60),
+            staging: StagingConfig::default(),
+            crash_lifetime: Duration::from_secs(3600),
+            exited_reasons: ExitedReasons::Classic,
+            component,
+            shutdown_limit: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How often things are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Intervals {
+    /// `dea.heartbeat`. Health managers call an agent lost after 30 s without one.
+    pub heartbeat: Duration,
+    /// `dea.advertise` and `staging.advertise`. A Cloud Controller forgets an agent after 10 s without one.
+    pub advertise: Duration,
+    /// `router.register` of every route; a router that wants it more often gets it more often.
+    pub router_register: Duration,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self { heartbeat: Duration::from_secs(10), advertise: Duration::from_secs(5), router_register: Duration::from_secs(20) }
+    }
+}
+
+/// Whether and how an agent stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StagingConfig {
+    /// Whether it stages at all.
+    pub enabled: bool,
+    /// The least memory a task reserves; positive, or nothing bounds the number of tasks.
+    pub memory: Mib,
+    /// The least disk a task reserves.
+    pub disk: Mib,
+    /// From the request to the second reply. The stager keeps tighter limits on each step (15 minutes for buildpacks, 5 for each
+    /// upload); this one is for what slips through them.
+    pub time_limit: Duration,
+}
+
+impl Default for StagingConfig {
+    fn default() -> Self {
+        Self { enabled: true, memory: Mib(1024), disk: Mib(2048), time_limit: Duration::from_secs(45 * 60) }
+    }
+}
+
+/// Which `droplet.exited` messages there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitedReasons {
+    /// `CRASHED`, `STOPPED` and `DEA_SHUTDOWN`, as health managers up to 2013 want.
+    Classic,
+    /// `CRASHED` only.
+    Modern,
+}
+
+/// What the announcement as a component says, beyond what the cell knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComponentFacts {
+    /// `<ip>:<port>` of `/varz` and `/healthz`.
+    pub host: String,
+    /// Basic-auth user and password for them.
+    pub credentials: Secret<(String, String)>,
+    /// When the process started, local time, `YYYY-MM-DD HH:MM:SS ±ZZZZ`.
+    pub start: String,
+}

@@ -1,0 +1,381 @@
+//! One instance: its state machine.
+//!
+//! ```text
+//!           begin          ready            exited
+//!   BORN ──────────► STARTING ─────► RUNNING ─────► CRASHED ──► reaped
+//!    │ │                │  │            │              ▲
+//!    │ │ refused        │  └─failed─────│──────────────┤
+//!    │ └────────────────│───────────────│──────────────┘
+//!    │ stop             │ stop          │ stop
+//!    │                  ▼               ▼     exited
+//!    │                  └──────────► STOPPING ──────► STOPPED, forgotten at once
+//!    └───────────────────────────────────────────────────▲
+//! ```
+//!
+//! STARTING has three phases: the droplet is fetched, the sandbox is made, the health check runs. An instance that has nothing to
+//! check (no routes or no port) is healthy as soon as it is launched. Stopping an instance that has no sandbox yet passes through
+//! STOPPING without waiting.
+//!
+//! | event | BORN | STARTING | RUNNING | STOPPING | CRASHED |
+//! |---|---|---|---|---|---|
+//! | `Begin` | STARTING | – | – | – | – |
+//! | `Refuse` | CRASHED | – | – | – | – |
+//! | `DropletReady` | – | make the sandbox | – | – | – |
+//! | `Fail` | – | CRASHED | – | – | – |
+//! | `Launched` | – | health check, or RUNNING | – | – | – |
+//! | `Ready` | – | RUNNING | – | – | – |
+//! | `Exited` | – | CRASHED | CRASHED | STOPPED | the sandbox is gone |
+//! | `Stop` | STOPPED | STOPPING | STOPPING | ask again | – |
+//! | `Deadline` | – | kill, CRASHED | – | kill again | kill again, or reap |
+//!
+//! What a transition means to routers, health managers and developers is not decided here but in `cell/instances.rs`.
+
+mod report;
+mod state;
+mod usage;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dewar_protocol::{InstanceId, InstanceState, Mib, StartMessage};
+
+pub(crate) use self::report::UriChange;
+use self::state::{StartPhase, State, allows, reserves_disk, reserves_memory};
+pub(crate) use self::state::{is_heartbeated, is_routed};
+use self::usage::Usage;
+use crate::resources::{Reservation, Resource};
+use crate::{CellConfig, Exit, InstanceKey, Mono, Now, Sample, Wall};
+
+/// A stop that has brought no exit after so long is helped along by force, as the original's reaper did.
+const KILL_AFTER: Duration = Duration::from_secs(60);
+
+/// Force that has brought no exit is repeated so often.
+const KILL_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// What the protocol calls everything that goes wrong before launch; the true cause is for the operator's log.
+const FAILED_TO_START: &str = "failed to start";
+
+const UNHEALTHY: &str = "failed to accept connections within health check timeout";
+
+/// What can happen to an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It may start: what it needs is reserved.
+    Begin,
+    /// It may not start, for want of this.
+    Refuse(Resource),
+    /// Its droplet is there.
+    DropletReady,
+    /// It can never be launched, for this reason.
+    Fail(String),
+    Launched {
+        port: Option<u16>,
+    },
+    Ready,
+    Exited(Exit),
+    Stop,
+    /// The time of [`Instance::deadline`] has come.
+    Deadline,
+}
+
+/// What an event leads to, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Deed {
+    /// A transition has happened.
+    Entered {
+        from: InstanceState,
+        to: InstanceState,
+        why: Option<String>,
+    },
+    /// The droplet is wanted: ends in [`Event::DropletReady`] or [`Event::Fail`].
+    WantDroplet,
+    StartSandbox,
+    StopSandbox,
+    KillSandbox,
+    /// The health check has not passed in time; for the app's developer.
+    Unhealthy,
+    /// The crash has been kept long enough.
+    Reap,
+}
+
+/// One running copy of an app, or what is left of it.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub(crate) key: InstanceKey,
+    pub(crate) start: Arc<StartMessage>,
+    /// On the wire; a new version brings a new one.
+    pub(crate) instance_id: InstanceId,
+    /// The first of them names the instance's files.
+    files: InstanceId,
+    private_instance_id: String,
+    pub(crate) version: String,
+    pub(crate) uris: Vec<String>,
+    state: State,
+    state_since: Wall,
+    /// When it entered STARTING; `None` if it never did, and then it has never had anything.
+    started: Option<Now>,
+    port: Option<u16>,
+    exit: Exit,
+    usage: Usage,
+}
+
+impl Instance {
+    pub(crate) fn new(
+        key: InstanceKey,
+        start: Arc<StartMessage>,
+        instance_id: InstanceId,
+        private_instance_id: String,
+        born: Wall,
+    ) -> Self {
+        Self {
+            key,
+            files: instance_id.clone(),
+            instance_id,
+            private_instance_id,
+            version: start.version.clone(),
+            uris: start.uris.clone(),
+            start,
+            state: State::Born,
+            state_since: born,
+            started: None,
+            port: None,
+            exit: Exit { status: -1, description: String::new() },
+            usage: Usage::default(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> InstanceState {
+        self.state.name()
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Mono> {
+        self.state.deadline()
+    }
+
+    /// Whether it still has something to do before the agent may exit.
+    pub(crate) fn is_active(&self) -> bool {
+        match self.state {
+            State::Born | State::Starting { .. } | State::Running | State::Stopping { .. } => true,
+            State::Stopped | State::Crashed { .. } => false,
+        }
+    }
+
+    pub(crate) fn has_sandbox(&self) -> bool {
+        self.state.has_sandbox()
+    }
+
+    /// What is promised to it. One that was refused has no files, so it holds no disk either.
+    pub(crate) fn reservation(&self) -> Reservation {
+        let (state, limits) = (self.state(), self.start.limits);
+        let holds_disk = reserves_disk(state) && (reserves_memory(state) || self.started.is_some());
+        Reservation {
+            memory: if reserves_memory(state) { limits.mem } else { Mib(0) },
+            disk: if holds_disk { limits.disk } else { Mib(0) },
+        }
+    }
+
+    pub(crate) fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// Takes note of a measurement, as long as there is something to measure.
+    pub(crate) fn measure(&mut self, now: Mono, sample: Sample) {
+        if self.is_active() {
+            self.usage.measure(now, sample);
+        }
+    }
+
+    /// A newer crash of the same app has come; this one need not be kept for its full time.
+    pub(crate) fn supersede(&mut self, by: Mono) {
+        if let State::Crashed { reap_at, .. } = &mut self.state {
+            *reap_at = by.min(*reap_at);
+        }
+    }
+
+    /// What this event means now: nothing when it is late, repeated or impossible.
+    pub(crate) fn handle(&mut self, now: Now, event: Event, config: &CellConfig) -> Vec<Deed> {
+        match event {
+            Event::Begin => self.begin(now, config),
+            Event::Refuse(resource) => self.refuse(now, resource, config),
+            Event::DropletReady => self.droplet_ready(),
+            Event::Fail(why) => self.fail(now, why, config),
+            Event::Launched { port } => self.launched(now, port, config),
+            Event::Ready => self.ready(now),
+            Event::Exited(exit) => self.exited(now, exit, config),
+            Event::Stop => self.stop(now),
+            Event::Deadline => self.deadline_passed(now, config),
+        }
+    }
+
+    fn begin(&mut self, now: Now, config: &CellConfig) -> Vec<Deed> {
+        match self.state {
+            State::Born => {
+                self.started = Some(now);
+                let deadline = now.mono + config.preparation_limit;
+                let entered = self.enter(now, State::Starting { phase: StartPhase::Droplet, deadline }, None);
+                vec![entered, Deed::WantDroplet]
+            }
+            State::Starting { .. } | State::Running | State::Stopping { .. } | State::Stopped | State::Crashed { .. } => Vec::new(),
+        }
+    }
+
+    fn refuse(&mut self, now: Now, resource: Resource, config: &CellConfig) -> Vec<Deed> {
+        match self.state {
+            State::Born => {
+                let description = format!("Not enough {} resource available.", resource.name());
+                vec![self.crash(now, Exit { status: -1, description }, None, config)]
+            }
+            State::Starting { .. } | State::Running | State::Stopping { .. } | State::Stopped | State::Crashed { .. } => Vec::new(),
+        }
+    }
+
+    fn droplet_ready(&mut self) -> Vec<Deed> {
+        match &mut self.state {
+            State::Starting { phase: phase @ StartPhase::Droplet, .. } => {
+                *phase = StartPhase::Sandbox;
+                vec![Deed::StartSandbox]
+            }
+            State::Starting { phase: StartPhase::Sandbox | StartPhase::HealthCheck, .. }
+            | State::Born
+            | State::Running
+            | State::Stopping { .. }
+            | State::Stopped
+            | State::Crashed { .. } => Vec::new(),
+        }
+    }
+
+    fn fail(&mut self, now: Now, why: String, config: &CellConfig) -> Vec<Deed> {
+        match self.state {
+            State::Starting { phase: StartPhase::Droplet, .. } => {
+                let exit = Exit { status: -1, description: FAILED_TO_START.to_owned() };
+                vec![self.crash(now, exit, Some(why), config)]
+            }
+            State::Starting { phase: StartPhase::Sandbox | StartPhase::HealthCheck, .. }
+            | State::Born
+            | State::Running
+            | State::Stopping { .. }
+            | State::Stopped
+            | State::Crashed { .. } => Vec::new(),
+        }
+    }
+
+    fn launched(&mut self, now: Now, port: Option<u16>, config: &CellConfig) -> Vec<Deed> {
+        match self.state {
+            State::Starting { phase: StartPhase::Sandbox, .. } => {
+                self.port = port;
+                if port.is_none() || self.uris.is_empty() {
+                    return vec![self.enter(now, State::Running, None)];
+                }
+                let asked = self.start.health_check_timeout.map(|seconds| Duration::from_secs(seconds.into()));
+                let deadline = now.mono + asked.unwrap_or(config.health_check_timeout);
+                self.state = State::Starting { phase: StartPhase::HealthCheck, deadline };
+                Vec::new()
+            }
+            State::Starting { phase: StartPhase::Droplet | StartPhase::HealthCheck, .. }
+            | State::Born
+            | State::Running
+            | State::Stopping { .. }
+            | State::Stopped
+            | State::Crashed { .. } => Vec::new(),
+        }
+    }
+
+    fn ready(&mut self, now: Now) -> Vec<Deed> {
+        match self.state {
+            State::Starting { phase: StartPhase::HealthCheck, .. } => vec![self.enter(now, State::Running, None)],
+            State::Starting { phase: StartPhase::Droplet | StartPhase::Sandbox, .. }
+            | State::Born
+            | State::Running
+            | State::Stopping { .. }
+            | State::Stopped
+            | State::Crashed { .. } => Vec::new(),
+        }
+    }
+
+    fn exited(&mut self, now: Now, exit: Exit, config: &CellConfig) -> Vec<Deed> {
+        match self.state {
+            State::Starting { phase: StartPhase::Sandbox | StartPhase::HealthCheck, .. } | State::Running => {
+                let entered = self.crash(now, exit, None, config);
+                self.bury();
+                vec![entered]
+            }
+            State::Stopping { .. } => vec![self.enter(now, State::Stopped, None)],
+            State::Crashed { .. } => {
+                self.bury();
+                Vec::new()
+            }
+            State::Starting { phase: StartPhase::Droplet, .. } | State::Born | State::Stopped => Vec::new(),
+        }
+    }
+
+    fn stop(&mut self, now: Now) -> Vec<Deed> {
+        let stopping = State::Stopping { kill_at: now.mono + KILL_AFTER };
+        match self.state {
+            State::Born => vec![self.enter(now, State::Stopped, None)],
+            State::Starting { phase: StartPhase::Droplet, .. } => {
+                vec![self.enter(now, stopping, None), self.enter(now, State::Stopped, None)]
+            }
+            // Nothing of the app runs yet that could be asked.
+            State::Starting { phase: StartPhase::Sandbox, .. } => vec![self.enter(now, stopping, None), Deed::KillSandbox],
+            State::Starting { phase: StartPhase::HealthCheck, .. } | State::Running => {
+                vec![self.enter(now, stopping, None), Deed::StopSandbox]
+            }
+            State::Stopping { .. } => vec![Deed::StopSandbox],
+            State::Stopped | State::Crashed { .. } => Vec::new(),
+        }
+    }
+
+    fn deadline_passed(&mut self, now: Now, config: &CellConfig) -> Vec<Deed> {
+        if self.deadline().is_none_or(|deadline| deadline > now.mono) {
+            return Vec::new();
+        }
+        match &mut self.state {
+            State::Starting { phase: StartPhase::Droplet, .. } => self.fail(now, "the droplet did not come in time".to_owned(), config),
+            State::Starting { phase: StartPhase::Sandbox, .. } => {
+                let exit = Exit { status: -1, description: FAILED_TO_START.to_owned() };
+                let why = Some("the sandbox was not made in time".to_owned());
+                vec![self.crash(now, exit, why, config), Deed::KillSandbox]
+            }
+            State::Starting { phase: StartPhase::HealthCheck, .. } => {
+                let exit = Exit { status: -1, description: UNHEALTHY.to_owned() };
+                vec![Deed::Unhealthy, self.crash(now, exit, None, config), Deed::KillSandbox]
+            }
+            State::Stopping { kill_at } | State::Crashed { kill_at: Some(kill_at), .. } => {
+                *kill_at = now.mono + KILL_AGAIN_AFTER;
+                vec![Deed::KillSandbox]
+            }
+            State::Crashed { kill_at: None, .. } => vec![Deed::Reap],
+            State::Born | State::Running | State::Stopped => Vec::new(),
+        }
+    }
+
+    /// To CRASHED. A sandbox that is still there is about to be killed.
+    fn crash(&mut self, now: Now, exit: Exit, why: Option<String>, config: &CellConfig) -> Deed {
+        let why = why.unwrap_or_else(|| exit.description.clone());
+        self.exit = exit;
+        let kill_at = self.state.has_sandbox().then(|| now.mono + KILL_AGAIN_AFTER);
+        self.enter(now, State::Crashed { reap_at: now.mono + config.crash_lifetime, kill_at }, Some(why))
+    }
+
+    /// The sandbox of a crash has ended, so nothing holds back the reaper.
+    fn bury(&mut self) {
+        if let State::Crashed { kill_at, .. } = &mut self.state {
+            *kill_at = None;
+        }
+    }
+
+    /// The one place where the state changes its name.
+    fn enter(&mut self, now: Now, state: State, why: Option<String>) -> Deed {
+        let (from, to) = (self.state.name(), state.name());
+        assert!(allows(from, to), "an instance went from {from} to {to}");
+        self.state = state;
+        self.state_since = now.wall;
+        if !self.is_active() {
+            self.usage = Usage::default();
+        }
+        Deed::Entered { from, to, why }
+    }
+}
+
+#[cfg(test)]
+mod tests;

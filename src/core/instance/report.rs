@@ -1,0 +1,137 @@
+//! What an instance looks like from outside, message by message; and what `dea.update` changes about it.
+
+use std::collections::{BTreeMap, HashSet};
+
+use dewar_protocol::{
+    DropletExited, ExitReason, FoundInstance, HeartbeatEntry, InstanceId, InstanceState, InstanceStats, InstanceUsage, RouteRegistration,
+};
+
+use super::Instance;
+use crate::{CellConfig, Now, SandboxSpec, VarzInstance};
+
+impl Instance {
+    pub(crate) fn sandbox_spec(&self) -> Option<SandboxSpec> {
+        Some(SandboxSpec {
+            key: self.key,
+            instance_id: self.files.clone(),
+            sha1: self.start.sha1.clone()?,
+            start: self.start.clone(),
+            started_at: self.started?.wall,
+        })
+    }
+
+    /// What its files are called, if there can be any.
+    pub(crate) fn files(&self) -> Option<&InstanceId> {
+        self.started.map(|_| &self.files)
+    }
+
+    pub(crate) fn heartbeat_entry(&self) -> HeartbeatEntry {
+        HeartbeatEntry {
+            cc_partition: self.start.cc_partition.clone(),
+            app_id: self.start.app_id.clone(),
+            version: self.version.clone(),
+            instance_id: self.instance_id.clone(),
+            index: self.start.index,
+            state: self.state(),
+            state_timestamp: self.state_since.to_unix(),
+        }
+    }
+
+    pub(crate) fn exited_message(&self, reason: ExitReason) -> DropletExited {
+        DropletExited {
+            cc_partition: self.start.cc_partition.clone(),
+            app_id: self.start.app_id.clone(),
+            version: self.version.clone(),
+            instance_id: self.instance_id.clone(),
+            index: self.start.index,
+            reason,
+            exit_status: self.exit.status,
+            exit_description: self.exit.description.clone(),
+            crash_timestamp: (self.state() == InstanceState::Crashed).then(|| self.state_since.whole_seconds()),
+        }
+    }
+
+    /// For `router.register` and `router.unregister`; `None` where there is no port or no route to speak of.
+    pub(crate) fn registration(&self, uris: Vec<String>, config: &CellConfig) -> Option<RouteRegistration> {
+        let port = self.port.filter(|_| !uris.is_empty())?;
+        Some(RouteRegistration {
+            dea: Some(config.id.clone()),
+            app: Some(self.start.app_id.clone()),
+            uris,
+            host: config.ip.clone(),
+            port,
+            tags: BTreeMap::from([("component".to_owned(), format!("dea-{}", config.index))]),
+            private_instance_id: Some(self.private_instance_id.clone()),
+            private_instance_index: None,
+            stale_threshold_in_seconds: None,
+        })
+    }
+
+    /// Without a file URL.
+    pub(crate) fn found(&self, config: &CellConfig) -> FoundInstance {
+        FoundInstance {
+            dea: config.id.clone(),
+            app_id: self.start.app_id.clone(),
+            version: self.version.clone(),
+            instance_id: self.instance_id.clone(),
+            index: self.start.index,
+            state: self.state(),
+            state_timestamp: self.state_since.to_unix(),
+            staged: format!("/{}", self.instance_id),
+            file_uri_v2: None,
+            stats: None,
+        }
+    }
+
+    /// Statistics, which only a running instance has.
+    pub(crate) fn stats(&self, now: Now, config: &CellConfig) -> Option<InstanceStats> {
+        let started = self.started.filter(|_| self.state() == InstanceState::Running)?;
+        let (sample, limits) = (self.usage.last(), self.start.limits);
+        Some(InstanceStats {
+            name: self.start.name.clone(),
+            uris: self.uris.clone(),
+            host: config.ip.clone(),
+            port: self.port,
+            uptime: (now.mono - started.mono).as_secs(),
+            mem_quota: limits.mem.to_bytes(),
+            disk_quota: limits.disk.to_bytes(),
+            fds_quota: limits.fds,
+            usage: InstanceUsage { time: now.wall.to_utc_text(), cpu: self.usage.cpu(), mem: sample.memory, disk: sample.disk },
+        })
+    }
+
+    pub(crate) fn varz(&self) -> VarzInstance {
+        VarzInstance {
+            app_id: self.start.app_id.clone(),
+            app_name: self.start.name.clone(),
+            version: self.version.clone(),
+            instance_id: self.instance_id.clone(),
+            index: self.start.index,
+            state: self.state(),
+            state_since: self.state_since,
+            uris: self.uris.clone(),
+            usage: self.usage.last(),
+            cpu: self.usage.cpu(),
+        }
+    }
+
+    /// Takes the complete new list of routes, and says which are new and which are gone, each in the order of its list.
+    pub(crate) fn replace_uris(&mut self, uris: &[String]) -> UriChange {
+        let added = difference(uris, &self.uris);
+        let removed = difference(&self.uris, uris);
+        self.uris = uris.to_vec();
+        UriChange { added, removed }
+    }
+}
+
+/// What has become of the routes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UriChange {
+    pub(crate) added: Vec<String>,
+    pub(crate) removed: Vec<String>,
+}
+
+fn difference(from: &[String], without: &[String]) -> Vec<String> {
+    let without: HashSet<_> = without.iter().collect();
+    from.iter().filter(|uri| !without.contains(uri)).cloned().collect()
+}
