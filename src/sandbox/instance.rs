@@ -1,12 +1,25 @@
 //! One running program.
 
+use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dewar_protocol::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wasmtime_wasi::FsPerms;
+use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
 
-use crate::{EgressPolicy, OutputSink, Program, World};
+use crate::guest::{Blueprint, CpuClock, Mount};
+use crate::ledger::{DiskLimit, Ledger};
+use crate::limits::MemoryBudget;
+use crate::network::Sockets;
+use crate::outbound::Outbound;
+use crate::output::Log;
+use crate::sandboxes::Shared;
+use crate::{EgressPolicy, OutputSink, Program, World, command, http};
 
 /// What one instance may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +53,14 @@ pub struct HttpLimits {
     pub response_body: Bytes,
     /// For the whole head to arrive; also how long a connection may be idle.
     pub head_timeout: Duration,
+    /// For the start-up code of a store to run; that of a command too.
+    pub startup_timeout: Duration,
     /// From the head's arrival to the response's head.
     pub response_timeout: Duration,
     /// From the head's arrival to the last byte of the response.
     pub total_timeout: Duration,
+    /// How many requests a store answers before it is replaced by a fresh one.
+    pub requests_per_store: u32,
 }
 
 impl Default for HttpLimits {
@@ -57,6 +74,8 @@ impl Default for HttpLimits {
             request_body: Bytes(1 << 30),
             response_body: Bytes(1 << 30),
             head_timeout: Duration::from_secs(60),
+            startup_timeout: Duration::from_secs(60),
+            requests_per_store: 10_000,
             response_timeout: Duration::from_secs(60),
             total_timeout: Duration::from_secs(900),
         }
@@ -111,29 +130,157 @@ pub struct SandboxUsage {
     pub disk: Bytes,
 }
 
-/// A running instance. It ends when the last clone is dropped. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Sandbox {}
+impl Exit {
+    pub(crate) fn failed(description: impl Into<String>) -> Self {
+        Self { status: -1, description: description.into() }
+    }
+
+    /// The guest itself said it was done.
+    pub(crate) fn exited(status: i32) -> Self {
+        Self { status, description: "app instance exited".into() }
+    }
+
+    pub(crate) fn stopped() -> Self {
+        Self { status: 0, description: "stopped".into() }
+    }
+
+    pub(crate) fn killed() -> Self {
+        Self::failed("killed")
+    }
+}
+
+/// A running instance. It is killed when the last clone is dropped. Cheap to clone.
+#[derive(Clone)]
+pub struct Sandbox(Arc<Running>);
+
+struct Running {
+    orders: Orders,
+    meters: Meters,
+    exit: watch::Receiver<Option<Exit>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.orders.kill.cancel();
+    }
+}
+
+/// What an instance is told from outside.
+#[derive(Clone, Default)]
+pub(crate) struct Orders {
+    pub(crate) stop: CancellationToken,
+    pub(crate) kill: CancellationToken,
+}
+
+/// What an instance has used.
+#[derive(Clone)]
+pub(crate) struct Meters {
+    pub(crate) cpu: Arc<CpuClock>,
+    pub(crate) memory: Arc<MemoryBudget>,
+    pub(crate) ledger: Arc<Ledger>,
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sandbox").field("exit", &*self.0.exit.borrow()).finish_non_exhaustive()
+    }
+}
 
 impl Sandbox {
     /// What it uses, without touching the disk.
     #[must_use]
     pub fn usage(&self) -> SandboxUsage {
-        todo!()
+        let Meters { cpu, memory, ledger } = &self.0.meters;
+        SandboxUsage { cpu: cpu.total(), memory: memory.used(), disk: ledger.bytes() }
     }
 
-    /// Asks it to end: an http instance finishes the requests in flight, a command is interrupted.
+    /// Asks it to end: an http instance takes no more requests and finishes those in flight, however long they may take; a
+    /// command, which cannot be asked, is interrupted.
     pub fn stop(&self) {
-        todo!()
+        self.0.orders.stop.cancel();
     }
 
-    /// Ends it now.
+    /// Ends it now. A guest that computes is stopped within a few milliseconds.
     pub fn kill(&self) {
-        todo!()
+        self.0.orders.kill.cancel();
     }
 
-    /// Waits for its end. Any number of callers, at any time.
+    /// Waits for its end, which comes once nothing of it runs any more. Any number of callers, at any time.
     pub async fn exited(&self) -> Exit {
-        todo!()
+        let mut exit = self.0.exit.clone();
+        match exit.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
+            Ok(Some(exit)) => exit,
+            // Its task is gone without a word: the guests' threads have been shut down.
+            Ok(None) | Err(_) => Exit::killed(),
+        }
     }
+}
+
+/// See [`crate::Sandboxes::start`].
+pub(crate) async fn start(shared: &Arc<Shared>, spec: InstanceSpec) -> Result<Sandbox, Exit> {
+    let (exited, exit) = watch::channel(None);
+    let orders = Orders::default();
+    let starting = shared.threads.handle().spawn(prepare(shared.clone(), spec, orders.clone()));
+    // A caller that does not want it any more must not leave it running.
+    let prepared = AbortOnDropJoinHandle::from(starting).await?;
+    let handle = shared.threads.handle().clone();
+    let running = handle.spawn(prepared.run);
+    handle.spawn(async move {
+        let exit = running.await.unwrap_or_else(|panic| Exit::failed(format!("the sandbox failed: {panic}")));
+        exited.send_replace(Some(exit));
+    });
+    Ok(Sandbox(Arc::new(Running { orders, meters: prepared.meters, exit })))
+}
+
+/// An instance whose start-up code has run.
+struct Prepared {
+    meters: Meters,
+    run: std::pin::Pin<Box<dyn Future<Output = Exit> + Send>>,
+}
+
+async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Result<Prepared, Exit> {
+    let world = spec.world.or(spec.program.worlds().first().copied()).ok_or_else(|| Exit::failed("the droplet exports no world"))?;
+    let limit = DiskLimit { bytes: spec.quota.disk.0, inodes: spec.quota.inodes };
+    let directories = [spec.app_dir.clone(), spec.tmp_dir.clone()];
+    let surveyed = tokio::task::spawn_blocking(move || Ledger::open(directories.iter().map(PathBuf::as_path), limit)).await;
+    let ledger = surveyed.map_err(|stopped| Exit::failed(stopped.to_string()))?;
+    let ledger = ledger.map_err(|error| Exit::failed(format!("the instance's directories cannot be read: {error}")))?;
+    let meters = Meters { cpu: Arc::default(), memory: MemoryBudget::new(spec.quota.memory), ledger };
+    let serve = (world == World::Command).then_some(spec.address);
+    let blueprint = Blueprint {
+        arguments: spec.arguments,
+        environment: spec.environment,
+        mounts: vec![
+            Mount { host: spec.app_dir, guest: "/app", perms: FsPerms::ReadWrite },
+            Mount { host: spec.tmp_dir, guest: "/tmp", perms: FsPerms::ReadWrite },
+        ],
+        sockets: Sockets { serve, egress: spec.egress.clone() },
+        outbound: Outbound::new(spec.egress),
+        log: Log::new(spec.output),
+        memory: meters.memory.clone(),
+        ledger: meters.ledger.clone(),
+        open_files: spec.quota.open_files,
+    };
+    let parts = Parts { shared, blueprint, cpu: meters.cpu.clone(), orders, limits: spec.http, listener: spec.listener };
+    let run = match world {
+        World::Http => {
+            let pre = spec.program.http().ok_or_else(|| Exit::failed("the droplet exports no wasi:http handler"))?;
+            http::prepare(parts, pre.clone()).await?
+        }
+        World::Command => {
+            let pre = spec.program.command().ok_or_else(|| Exit::failed("the droplet exports no wasi:cli/run"))?;
+            command::prepare(parts, pre).await?
+        }
+    };
+    Ok(Prepared { meters, run })
+}
+
+/// What the two worlds make an instance of.
+pub(crate) struct Parts {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) blueprint: Blueprint,
+    pub(crate) cpu: Arc<CpuClock>,
+    pub(crate) orders: Orders,
+    pub(crate) limits: HttpLimits,
+    pub(crate) listener: Option<TcpListener>,
 }

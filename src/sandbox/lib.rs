@@ -2,17 +2,38 @@
 //!
 //! One [`Sandboxes`] per process holds the engine and the cache of native code. [`Sandboxes::program`] turns a component into a
 //! [`Program`], [`Sandboxes::start`] runs one as an instance in a [`Sandbox`], [`Sandboxes::buildpack`] gives a [`Buildpack`].
+//!
+//! Whatever comes from a guest is hostile: memory, disk, handles, log, network, CPU and the size of everything that the host
+//! holds for it are limited in the module that is named after them, and a guest's end is an [`Exit`], never an error of ours.
 
+mod answer;
+mod artifacts;
+mod command;
+mod compile;
 mod egress;
+mod engine;
+mod filesystem;
+mod guest;
+mod http;
 mod instance;
+mod ledger;
+mod limits;
+mod network;
+mod outbound;
 mod output;
+mod pool;
 mod program;
 mod sandboxes;
+mod serve;
 mod staging;
+mod stream;
+mod trap;
 
+pub use compile::{CompileLimits, compile_child};
 pub use egress::{EgressPolicy, InvalidEgressRule};
+pub use engine::Allocation;
 pub use instance::{Exit, HttpLimits, InstanceSpec, Quota, Sandbox, SandboxUsage};
 pub use output::{Output, OutputSink};
 pub use program::{Program, ProgramError, World};
-pub use sandboxes::{CompileLimits, EngineError, SandboxConfig, Sandboxes, compile_child};
+pub use sandboxes::{EngineError, SandboxConfig, Sandboxes};
 pub use staging::{Buildpack, BuildpackError, BuildpackLimits, BuildpackRun, Release};

@@ -1,38 +1,33 @@
 //! What all sandboxes of a process share.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dewar_protocol::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::{OnceCell, Semaphore};
+use tracing::{info, warn};
+use wasmtime::Engine;
+use wasmtime::component::{Component, Linker};
 
-use crate::{Buildpack, Exit, InstanceSpec, Program, ProgramError, Sandbox};
+use crate::artifacts::Artifacts;
+use crate::compile::{CompileLimits, compile};
+use crate::engine::{self, Allocation, GuestThreads, Ticker, hex};
+use crate::guest::{self, Guest};
+use crate::program::Compiled;
+use crate::{Buildpack, Exit, InstanceSpec, Program, ProgramError, Sandbox, instance};
 
-/// What compiling one component may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CompileLimits {
-    /// Address space of the compiler.
-    pub memory: Bytes,
-    /// CPU time of the compiler.
-    pub cpu: Duration,
-    /// Time on the clock.
-    pub wall: Duration,
-    /// Size of the component.
-    pub component: Bytes,
-}
-
-impl Default for CompileLimits {
-    fn default() -> Self {
-        Self { memory: Bytes(4 << 30), cpu: Duration::from_secs(120), wall: Duration::from_secs(120), component: Bytes(64 << 20) }
-    }
-}
+/// Compilers at a time; each may take what [`CompileLimits`] allow.
+const COMPILERS: usize = 2;
 
 /// Settings of [`Sandboxes`].
 #[derive(Debug, Clone)]
 pub struct SandboxConfig {
     /// Private directory for native code and its key; made with mode 0700.
     pub state_dir: PathBuf,
-    /// Executable whose hidden sub-command `compile-component` calls [`compile_child`].
+    /// Executable whose hidden sub-command `compile-component` calls [`crate::compile_child`].
     pub compiler: PathBuf,
     /// Limits on compiling.
     pub compile_limits: CompileLimits,
@@ -46,6 +41,9 @@ pub enum EngineError {
     /// The engine refuses its configuration or the host.
     #[error("make the wasm engine: {0}")]
     Engine(String),
+    /// The threads that guests run on cannot be made.
+    #[error("start threads for guests")]
+    Threads(#[source] std::io::Error),
     /// The state directory cannot be used.
     #[error("use {path} for native code")]
     StateDir {
@@ -57,17 +55,67 @@ pub enum EngineError {
     },
 }
 
-/// Engine, linker and native code, shared by all sandboxes of the process. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Sandboxes {}
+/// Engine, linker and native code, shared by all sandboxes of the process. Cheap to clone; when the last clone and the last
+/// sandbox are gone, the threads end.
+#[derive(Clone)]
+pub struct Sandboxes(pub(crate) Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    allocation: Allocation,
+    linker: Linker<Guest>,
+    abi: String,
+    artifacts: Artifacts,
+    compiler: PathBuf,
+    limits: CompileLimits,
+    compilers: Semaphore,
+    /// By digest: everybody who asks for the same component at the same time waits for the same cell.
+    loading: Mutex<HashMap<[u8; 32], Weak<Loaded>>>,
+    _ticker: Ticker,
+    pub(crate) threads: GuestThreads,
+}
+
+/// The outcome for one component, kept for as long as somebody holds its native code or waits for it.
+pub(crate) type Loaded = OnceCell<Result<Compiled, ProgramError>>;
+
+impl fmt::Debug for Sandboxes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sandboxes").field("allocation", &self.0.allocation).finish_non_exhaustive()
+    }
+}
 
 impl Sandboxes {
     /// Makes the engine and opens the cache of native code.
     ///
     /// # Errors
     /// When the host cannot run wasm, or `state_dir` cannot be used.
-    pub fn new(_config: SandboxConfig) -> Result<Self, EngineError> {
-        todo!()
+    pub fn new(config: SandboxConfig) -> Result<Self, EngineError> {
+        let broken = |error: wasmtime::Error| EngineError::Engine(format!("{error:#}"));
+        let artifacts = Artifacts::open(&config.state_dir, config.artifact_bytes)?;
+        let (engine, allocation) = engine::running().map_err(broken)?;
+        let linker = guest::linker(&engine).map_err(broken)?;
+        let ticker = Ticker::start(engine.weak()).map_err(EngineError::Threads)?;
+        let threads = GuestThreads::start().map_err(EngineError::Threads)?;
+        info!(%allocation, "wasm engine ready");
+        Ok(Self(Arc::new(Shared {
+            abi: engine::artifact_abi(&engine),
+            engine,
+            allocation,
+            linker,
+            artifacts,
+            compiler: config.compiler,
+            limits: config.compile_limits,
+            compilers: Semaphore::new(COMPILERS),
+            loading: Mutex::new(HashMap::new()),
+            _ticker: ticker,
+            threads,
+        })))
+    }
+
+    /// How guests' memories are allocated on this host.
+    #[must_use]
+    pub fn allocation(&self) -> Allocation {
+        self.0.allocation
     }
 
     /// Checks and compiles a component, or takes its native code from the cache. Callers that ask for the same component at the
@@ -75,29 +123,105 @@ impl Sandboxes {
     ///
     /// # Errors
     /// See [`ProgramError`].
-    pub async fn program(&self, _wasm: &Path) -> Result<Program, ProgramError> {
-        todo!()
+    pub async fn program(&self, wasm: &Path) -> Result<Program, ProgramError> {
+        let unreadable = |source| ProgramError::Read { path: wasm.to_owned(), source: Arc::new(source) };
+        let size = tokio::fs::metadata(wasm).await.map_err(unreadable)?.len();
+        self.check_size(size)?;
+        let bytes = tokio::fs::read(wasm).await.map_err(unreadable)?;
+        let (digest, compiled, loaded) = self.load(bytes.into()).await?;
+        Program::link(digest, &compiled, loaded)
     }
 
-    /// Runs a program. Returns when its start-up code has run (http) or begins to run (command).
+    /// Runs a program. Returns when its start-up code has run, and for [`crate::World::Http`] requests can come.
     ///
     /// # Errors
     /// An instance that cannot start has ended.
-    pub async fn start(&self, _spec: InstanceSpec) -> Result<Sandbox, Exit> {
-        todo!()
+    pub async fn start(&self, spec: InstanceSpec) -> Result<Sandbox, Exit> {
+        instance::start(&self.0, spec).await
     }
 
     /// Checks and compiles a buildpack.
     ///
     /// # Errors
     /// See [`ProgramError`].
-    pub async fn buildpack(&self, _wasm: &[u8]) -> Result<Buildpack, ProgramError> {
-        todo!()
+    pub async fn buildpack(&self, wasm: &[u8]) -> Result<Buildpack, ProgramError> {
+        let (digest, compiled, loaded) = self.load(wasm.into()).await?;
+        Buildpack::link(self.0.clone(), digest, &compiled, loaded)
+    }
+
+    fn check_size(&self, size: u64) -> Result<(), ProgramError> {
+        let limit = self.0.limits.component;
+        if size > limit.0 { Err(ProgramError::TooLarge { size: Bytes(size), limit }) } else { Ok(()) }
+    }
+
+    /// Digest and native code of a component, and what to hold so that the native code stays shared.
+    async fn load(&self, wasm: Arc<[u8]>) -> Result<(String, Compiled, Arc<Loaded>), ProgramError> {
+        self.check_size(wasm.len() as u64)?;
+        let key: [u8; 32] = Sha256::digest(&wasm).into();
+        let digest = hex(&key);
+        let cell = self.0.cell(key);
+        let (shared, producing) = (self.0.clone(), cell.clone());
+        let name = format!("{digest}-{}", &self.0.abi[..16]);
+        // In a task of its own: a caller that goes away takes nothing from those who wait with it.
+        let loading = self.0.threads.handle().spawn(async move { producing.get_or_init(|| shared.produce(name, wasm)).await.clone() });
+        let compiled = loading.await.map_err(|stopped| ProgramError::Compiler(stopped.to_string()))??;
+        Ok((digest, compiled, cell))
     }
 }
 
-/// The body of the hidden sub-command `compile-component`.
-#[must_use]
-pub fn compile_child() -> ExitCode {
-    todo!()
+impl Shared {
+    fn cell(&self, key: [u8; 32]) -> Arc<Loaded> {
+        let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        loading.retain(|_, cell| cell.strong_count() > 0);
+        if let Some(cell) = loading.get(&key).and_then(Weak::upgrade) {
+            return cell;
+        }
+        let cell = Arc::new(Loaded::new());
+        loading.insert(key, Arc::downgrade(&cell));
+        cell
+    }
+
+    async fn produce(self: &Arc<Self>, name: String, wasm: Arc<[u8]>) -> Result<Compiled, ProgramError> {
+        if let Some(artifact) = self
+            .blocking({
+                let name = name.clone();
+                move |shared| shared.artifacts.load(&name)
+            })
+            .await?
+        {
+            match self.instantiate(artifact).await {
+                // It was ours and the engine still refuses it: compiled again, it may fit.
+                Err(ProgramError::Invalid(error)) => warn!(name, error, "native code cannot be loaded"),
+                loaded => return loaded,
+            }
+        }
+        let _turn = self.compilers.acquire().await.map_err(|closed| ProgramError::Compiler(closed.to_string()))?;
+        let artifact = compile(&self.compiler, &self.limits, &wasm).await?;
+        let artifact = self
+            .blocking(move |shared| {
+                // Without the cache it still runs, only the next start is slower.
+                if let Err(error) = shared.artifacts.store(&name, &artifact) {
+                    warn!(name, %error, "cannot keep native code");
+                }
+                artifact
+            })
+            .await?;
+        self.instantiate(artifact).await
+    }
+
+    async fn instantiate(self: &Arc<Self>, artifact: Vec<u8>) -> Result<Compiled, ProgramError> {
+        self.blocking(move |shared| {
+            // SAFETY: these bytes, in memory that nobody else can write, either came from our own compiler just now or carried a
+            // MAC under a key that only this user can read, made over what our own compiler produced for the same ABI.
+            #[expect(unsafe_code, reason = "loading native code is what this crate is for")]
+            let component = unsafe { Component::deserialize(&shared.engine, artifact) };
+            Compiled::new(&shared.linker, component.map_err(|error| ProgramError::Invalid(format!("{error:#}")))?)
+        })
+        .await?
+    }
+
+    async fn blocking<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> Result<T, ProgramError> {
+        let shared = self.clone();
+        tokio::task::spawn_blocking(move || work(&shared)).await.map_err(|stopped| ProgramError::Compiler(stopped.to_string()))
+    }
 }

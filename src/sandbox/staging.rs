@@ -1,18 +1,60 @@
-//! Runs buildpacks.
+//! Runs buildpacks: components of the world `dewar:buildpack`, each step in a store of its own.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dewar_protocol::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
+use wasmtime::Store;
+use wasmtime_wasi::FsPerms;
+use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
 
-use crate::{EgressPolicy, OutputSink, World};
+use self::bindings::BuildpackPre;
+use self::bindings::exports::dewar::buildpack::lifecycle::World as WitWorld;
+use crate::guest::{Blueprint, Guest, Mount};
+use crate::ledger::{DiskLimit, Ledger};
+use crate::limits::{Mebibytes, MemoryBudget};
+use crate::network::Sockets;
+use crate::outbound::Outbound;
+use crate::output::Log;
+use crate::program::Compiled;
+use crate::sandboxes::{Loaded, Shared};
+use crate::{EgressPolicy, OutputSink, ProgramError, World, trap};
+
+mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../../guest-sdk/wit",
+        world: "dewar:buildpack/buildpack",
+        exports: { default: async },
+    });
+}
+
+/// Descriptors, streams and other handles that a buildpack may hold at a time.
+const OPEN_FILES: u32 = 1024;
+/// How long after its deadline a buildpack that computes is given to trap by itself.
+const TRAP_GRACE: Duration = Duration::from_millis(100);
 
 /// A buildpack, ready to run. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Buildpack {
+#[derive(Clone)]
+pub struct Buildpack(Arc<Linked>);
+
+struct Linked {
     digest: String,
+    pre: BuildpackPre<Guest>,
+    shared: Arc<Shared>,
+    /// Others who ask for the component while this buildpack lives share its native code.
+    _loaded: Arc<Loaded>,
+}
+
+impl fmt::Debug for Buildpack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buildpack").field("digest", &self.0.digest).finish_non_exhaustive()
+    }
 }
 
 /// What one step of a buildpack may use.
@@ -76,8 +118,8 @@ pub enum BuildpackError {
     /// It needs more memory than it may use; the text has the numbers.
     #[error("run the buildpack: {0}")]
     OutOfMemory(String),
-    /// It failed after the disk quota was used up.
-    #[error("run the buildpack: disk quota of {limit} bytes used up", limit = limit.0)]
+    /// It failed after it had used up the disk quota or the number of files.
+    #[error("run the buildpack: disk quota of {} used up", Mebibytes(*limit))]
     DiskFull {
         /// The quota.
         limit: Bytes,
@@ -91,33 +133,107 @@ pub enum BuildpackError {
 }
 
 impl Buildpack {
+    pub(crate) fn link(shared: Arc<Shared>, digest: String, compiled: &Compiled, loaded: Arc<Loaded>) -> Result<Self, ProgramError> {
+        let pre = BuildpackPre::new(compiled.pre.clone()).map_err(|error| ProgramError::NoBuildpack(format!("{error:#}")))?;
+        Ok(Self(Arc::new(Linked { digest, pre, shared, _loaded: loaded })))
+    }
+
     /// SHA-256 of the component's bytes in lower-case hex.
     #[must_use]
     pub fn digest(&self) -> &str {
-        &self.digest
+        &self.0.digest
     }
 
     /// Whether the buildpack is for this package: the name under which the developer shall see it, or none.
     ///
     /// # Errors
     /// See [`BuildpackError`].
-    pub async fn detect(&self, _run: BuildpackRun) -> Result<Option<String>, BuildpackError> {
-        todo!()
+    pub async fn detect(&self, run: BuildpackRun) -> Result<Option<String>, BuildpackError> {
+        let mounts = vec![package(&run)];
+        self.step(run, mounts, |buildpack, store| buildpack.dewar_buildpack_lifecycle().call_detect(store).boxed()).await
     }
 
     /// Writes the droplet.
     ///
     /// # Errors
     /// See [`BuildpackError`].
-    pub async fn compile(&self, _run: BuildpackRun) -> Result<(), BuildpackError> {
-        todo!()
+    pub async fn compile(&self, run: BuildpackRun) -> Result<(), BuildpackError> {
+        let cache = run.cache_dir.clone().map(|host| Mount { host, guest: "/cache", perms: FsPerms::ReadWrite });
+        let droplet = run.droplet_dir.clone().map(|host| Mount { host, guest: "/droplet", perms: FsPerms::ReadWrite });
+        let mounts = [package(&run)].into_iter().chain(cache).chain(droplet).collect();
+        self.step(run, mounts, |buildpack, store| buildpack.dewar_buildpack_lifecycle().call_compile(store).boxed()).await
     }
 
     /// How to run what `compile` wrote.
     ///
     /// # Errors
     /// See [`BuildpackError`].
-    pub async fn release(&self, _run: BuildpackRun) -> Result<Release, BuildpackError> {
-        todo!()
+    pub async fn release(&self, run: BuildpackRun) -> Result<Release, BuildpackError> {
+        let droplet = run.droplet_dir.clone().map(|host| Mount { host, guest: "/droplet", perms: FsPerms::ReadOnly });
+        let mounts = [package(&run)].into_iter().chain(droplet).collect();
+        let info = self.step(run, mounts, |buildpack, store| buildpack.dewar_buildpack_lifecycle().call_release(store).boxed()).await?;
+        Ok(Release {
+            process_types: info.process_types.into_iter().map(|process| (process.name, process.command)).collect(),
+            world: info.world.map(|world| match world {
+                WitWorld::Http => World::Http,
+                WitWorld::Command => World::Command,
+            }),
+        })
     }
+
+    /// Runs one step on the guests' threads. A caller that goes away ends it.
+    async fn step<T: Send + 'static>(&self, run: BuildpackRun, mounts: Vec<Mount>, call: Call<T>) -> Result<T, BuildpackError> {
+        let running = self.0.shared.threads.handle().spawn(run_step(self.0.clone(), run, mounts, call));
+        AbortOnDropJoinHandle::from(running).await
+    }
+}
+
+/// Calls one function of a buildpack.
+type Call<T> = for<'a> fn(&'a bindings::Buildpack, &'a mut Store<Guest>) -> BoxFuture<'a, wasmtime::Result<Result<T, String>>>;
+
+async fn run_step<T>(linked: Arc<Linked>, run: BuildpackRun, mounts: Vec<Mount>, call: Call<T>) -> Result<T, BuildpackError> {
+    let limits = run.limits;
+    let setup = |error: &dyn fmt::Display| BuildpackError::Setup(format!("{error:#}"));
+    let writable: Vec<PathBuf> = mounts.iter().filter(|mount| mount.perms == FsPerms::ReadWrite).map(|mount| mount.host.clone()).collect();
+    let limit = DiskLimit { bytes: limits.disk.0, inodes: limits.inodes };
+    let surveyed = tokio::task::spawn_blocking(move || Ledger::open(writable.iter().map(PathBuf::as_path), limit)).await;
+    let ledger = surveyed.map_err(|stopped| setup(&stopped))?.map_err(|error| setup(&error))?;
+    let blueprint = Blueprint {
+        arguments: Vec::new(),
+        environment: run.environment,
+        mounts,
+        sockets: Sockets { serve: None, egress: run.egress.clone() },
+        outbound: Outbound::new(run.egress),
+        log: Log::new(run.output),
+        memory: MemoryBudget::new(limits.memory),
+        ledger: ledger.clone(),
+        open_files: OPEN_FILES,
+    };
+    let mut store = blueprint.store(&linked.shared.engine).map_err(|error| setup(&error))?;
+    store.data().alarm().set(Instant::now() + limits.wall);
+    let work = async {
+        let buildpack = linked.pre.instantiate_async(&mut store).await?;
+        call(&buildpack, &mut store).await
+    };
+    let outcome = tokio::select! {
+        biased;
+        () = run.stop.cancelled() => return Err(BuildpackError::Cancelled),
+        outcome = tokio::time::timeout(limits.wall + TRAP_GRACE, work) => outcome.map_err(|_| BuildpackError::TimedOut(limits.wall))?,
+    };
+    let failure = match outcome {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(text)) => BuildpackError::Refused(text),
+        Err(error) => match (trap::exit_status(&error), store.data_mut().take_refused_memory()) {
+            (Some(status), _) => BuildpackError::Exited(status),
+            (None, Some(refused)) => BuildpackError::OutOfMemory(refused.to_string()),
+            (None, None) if store.data().alarm().has_gone() => BuildpackError::TimedOut(limits.wall),
+            (None, None) => BuildpackError::Trapped(trap::describe(&error)),
+        },
+    };
+    // Whatever it says itself, this is why.
+    if ledger.has_refused() { Err(BuildpackError::DiskFull { limit: limits.disk }) } else { Err(failure) }
+}
+
+fn package(run: &BuildpackRun) -> Mount {
+    Mount { host: run.app_dir.clone(), guest: "/app", perms: FsPerms::ReadOnly }
 }

@@ -1,0 +1,57 @@
+//! Runs a `wasi:cli/run` droplet: once, to its end. It may serve meanwhile, by `wasi:sockets` on its own address.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use wasmtime::{Error, Store};
+use wasmtime_wasi::p2::bindings::{Command, CommandPre};
+
+use crate::Exit;
+use crate::guest::{CpuClock, Guest};
+use crate::instance::{Orders, Parts};
+use crate::trap;
+
+/// Runs the start-up code; gives what runs the command.
+pub(crate) async fn prepare(parts: Parts, pre: &CommandPre<Guest>) -> Result<Pin<Box<dyn Future<Output = Exit> + Send>>, Exit> {
+    let Parts { shared, blueprint, cpu, orders, limits, listener } = parts;
+    let mut store = blueprint.store(&shared.engine).map_err(|error| Exit::failed(format!("{error:#}")))?;
+    store.data().alarm().set(Instant::now() + limits.startup_timeout);
+    let started = tokio::time::timeout(limits.startup_timeout * 2, cpu.meter(Box::pin(pre.instantiate_async(&mut store)))).await;
+    let command = match started {
+        Ok(Ok(command)) => command,
+        Ok(Err(error)) => return Err(exit_of(&mut store, &error)),
+        Err(_) => return Err(Exit::failed(format!("start-up code still waits after {:?}", limits.startup_timeout * 2))),
+    };
+    store.data().alarm().clear();
+    // Only now may the guest bind the address that the listener kept for it.
+    drop(listener);
+    Ok(Box::pin(async move {
+        // The engine must outlive the store's last call.
+        let _shared = shared;
+        run(store, command, cpu, orders).await
+    }))
+}
+
+async fn run(mut store: Store<Guest>, command: Command, cpu: Arc<CpuClock>, orders: Orders) -> Exit {
+    let running = cpu.meter(Box::pin(command.wasi_cli_run().call_run(&mut store)));
+    let outcome = tokio::select! {
+        biased;
+        () = orders.kill.cancelled() => return Exit::killed(),
+        () = orders.stop.cancelled() => return Exit::stopped(),
+        outcome = running => outcome,
+    };
+    match outcome {
+        Ok(Ok(())) => Exit::exited(0),
+        Ok(Err(())) => Exit::exited(1),
+        Err(error) => exit_of(&mut store, &error),
+    }
+}
+
+fn exit_of(store: &mut Store<Guest>, error: &Error) -> Exit {
+    match (trap::exit_status(error), store.data_mut().take_refused_memory()) {
+        (Some(status), _) => Exit::exited(status),
+        (None, Some(refused)) => Exit::failed(format!("{refused}: {}", trap::describe(error))),
+        (None, None) => Exit::failed(trap::describe(error)),
+    }
+}

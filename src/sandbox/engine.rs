@@ -1,0 +1,193 @@
+//! The engine: one per process, its configuration, its clock and the threads that guests run on.
+//!
+//! Guests have a tokio runtime of their own. A guest that burns CPU is put aside at every tick of the epoch; among themselves
+//! guests are served round robin, and the agent's own tasks never wait behind them because the operating system is fair.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::runtime::{Builder, Runtime};
+use tracing::warn;
+use wasmtime::{Config, Engine, EngineWeak, Error, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails};
+
+/// How long a guest may compute before it lets others on its thread go first.
+const TICK: Duration = Duration::from_millis(5);
+/// After how many polled tasks a guest thread looks for new input and expired timers. Tokio's default of 61 would let a few
+/// spinning guests delay everybody's input by 61 ticks.
+const EVENT_INTERVAL: u32 = 8;
+/// Bytes of native stack of one call into a guest, most of it never touched.
+const STACK_BYTES: usize = 2 << 20;
+/// A component of several core modules has a few tables and instances for each memory.
+const TABLES_PER_MEMORY: u32 = 3;
+const CORE_INSTANCES_PER_MEMORY: u32 = 6;
+/// Where guests' memories come from. Stands before our own changes of what an artifact needs from the host.
+const ABI: &str = "dewar-artifact-1";
+
+/// How memories, tables and stacks are allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allocation {
+    /// From pools reserved at the start; at most so many linear memories at a time.
+    Pooled {
+        /// Linear memories.
+        memories: u32,
+    },
+    /// One by one from the operating system: the host refused to reserve pools. Starts are slower.
+    OnDemand,
+}
+
+impl fmt::Display for Allocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pooled { memories } => write!(f, "pooled ({memories} memories)"),
+            Self::OnDemand => f.write_str("on demand"),
+        }
+    }
+}
+
+/// What decides the native code: the same in the agent and in the compiler's process.
+fn config() -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .cranelift_opt_level(OptLevel::Speed)
+        .wasm_component_model(true)
+        .wasm_component_model_async(true)
+        .wasm_memory64(false)
+        .shared_memory(false)
+        // Names come from the name section, which is nearly always there; reading a guest's DWARF would be work of its choosing.
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        .async_stack_size(STACK_BYTES);
+    config
+}
+
+/// An engine that only compiles.
+pub(crate) fn compiling() -> Result<Engine, Error> {
+    Engine::new(&config())
+}
+
+/// An engine that runs guests.
+pub(crate) fn running() -> Result<(Engine, Allocation), Error> {
+    let memories = pool_size();
+    let mut pooled = config();
+    pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(memories)));
+    match Engine::new(&pooled) {
+        Ok(engine) => Ok((engine, Allocation::Pooled { memories })),
+        Err(error) => {
+            warn!(error = format!("{error:#}"), memories, "the host does not let us reserve pools, allocating on demand");
+            Ok((Engine::new(&config())?, Allocation::OnDemand))
+        }
+    }
+}
+
+/// One linear memory per MiB of the host's memory, which is about what the smallest guest takes, up to 10,000.
+fn pool_size() -> u32 {
+    let info = rustix::system::sysinfo();
+    let mib = info.totalram.saturating_mul(u64::from(info.mem_unit)) >> 20;
+    u32::try_from(mib.clamp(64, 10_000)).unwrap_or(10_000)
+}
+
+fn pool(memories: u32) -> PoolingAllocationConfig {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_memories(memories)
+        .total_component_instances(memories)
+        .total_core_instances(memories.saturating_mul(CORE_INSTANCES_PER_MEMORY))
+        .total_tables(memories.saturating_mul(TABLES_PER_MEMORY))
+        .max_tables_per_module(4)
+        // A call needs a stack only while it runs; the pool's stacks are counted against the host's memory as a whole.
+        .total_stacks(memories.div_ceil(4).max(64))
+        .max_memories_per_component(32)
+        .max_tables_per_component(64)
+        .max_core_instances_per_component(200);
+    pool
+}
+
+/// Everything that decides whether native code fits this engine, in hex: full version of wasmtime, target, CPU features, settings.
+pub(crate) fn artifact_abi(engine: &Engine) -> String {
+    let mut hasher = StableHasher(Sha256::new_with_prefix(ABI));
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hex(&hasher.0.finalize())
+}
+
+/// Lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+}
+
+/// Feeds what is hashed to SHA-256: the standard library's hasher may change between releases.
+struct StableHasher(Sha256);
+
+impl Hasher for StableHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        let digest = self.0.clone().finalize();
+        digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+}
+
+/// The engine's clock: a thread of the operating system, since a task of the runtime would starve just when it is needed.
+#[derive(Debug)]
+pub(crate) struct Ticker {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    pub(crate) fn start(engine: EngineWeak) -> std::io::Result<Self> {
+        let (stop, stopped) = channel::<()>();
+        let thread = std::thread::Builder::new().name("dewar-epoch".into()).spawn(move || {
+            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                match engine.upgrade() {
+                    Some(engine) => engine.increment_epoch(),
+                    None => return,
+                }
+            }
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // The thread cannot panic, and a drop could not report it.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The threads that guests run on. Dropping it from within a runtime is fine.
+#[derive(Debug)]
+pub(crate) struct GuestThreads(Option<Runtime>);
+
+impl GuestThreads {
+    pub(crate) fn start() -> std::io::Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .thread_name("dewar-guest")
+            .event_interval(EVENT_INTERVAL)
+            .on_thread_start(Engine::tls_eager_initialize)
+            .enable_all()
+            .build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    pub(crate) fn handle(&self) -> &tokio::runtime::Handle {
+        self.0.as_ref().expect("only drop takes the runtime").handle()
+    }
+}
+
+impl Drop for GuestThreads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! `wasi:filesystem` 0.2 under a disk quota.
+//!
+//! wasmtime's implementation does all that concerns paths and permissions; this view stands before it and keeps the [`Ledger`]:
+//! it reserves what an operation may take, delegates, and settles. Paths of a guest are never given to the operating system
+//! from here. A full disk is `insufficient-space` (`ENOSPC`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use wasmtime::component::{HasData, Resource};
+use wasmtime_wasi::FsPerms;
+use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystemCtxView};
+use wasmtime_wasi::p2::bindings::filesystem::types::{
+    self, Advice, DescriptorFlags, DescriptorStat, DescriptorType, ErrorCode, Filesize, HostDescriptor, HostDirectoryEntryStream,
+    MetadataHashValue, NewTimestamp, OpenFlags, PathFlags,
+};
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult};
+
+use crate::ledger::{BLOCK, Full, Ledger, OpenFile, Span};
+use crate::stream::{FileReader, FileWriter, Position, write};
+
+/// One store's files under the instance's ledger.
+pub(crate) struct CountedFiles {
+    ledger: Arc<Ledger>,
+    /// By the descriptor's place in the store's resource table.
+    open: HashMap<u32, Arc<OpenFile>>,
+}
+
+impl CountedFiles {
+    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
+        Self { ledger, open: HashMap::new() }
+    }
+}
+
+/// Names [`CountedFilesystem`] to the linker.
+pub(crate) struct HasCountedFiles;
+
+impl HasData for HasCountedFiles {
+    type Data<'a> = CountedFilesystem<'a>;
+}
+
+/// Implements the interface for the time of one call.
+pub(crate) struct CountedFilesystem<'a> {
+    pub(crate) inner: WasiFilesystemCtxView<'a>,
+    pub(crate) files: &'a mut CountedFiles,
+}
+
+impl From<Full> for FsError {
+    fn from(_: Full) -> Self {
+        ErrorCode::InsufficientSpace.into()
+    }
+}
+
+/// What stands at a path that is about to be taken away.
+enum Target {
+    Nothing,
+    /// Held open, so that the ledger settles its bytes.
+    File(Option<Resource<Descriptor>>),
+    /// A directory or a symbolic link.
+    Other,
+}
+
+impl CountedFilesystem<'_> {
+    fn ledger(&self) -> Arc<Ledger> {
+        self.files.ledger.clone()
+    }
+
+    /// Directories given read-only are not counted; changing them fails below.
+    fn is_counted(&self, directory: &Resource<Descriptor>) -> FsResult<bool> {
+        Ok(match self.inner.table.get(directory)? {
+            Descriptor::Dir(directory) => directory.perms == FsPerms::ReadWrite,
+            Descriptor::File(_) => false,
+        })
+    }
+
+    fn same(descriptor: &Resource<Descriptor>) -> Resource<Descriptor> {
+        Resource::new_borrow(descriptor.rep())
+    }
+
+    fn entered(&self, descriptor: &Resource<Descriptor>) -> Option<Arc<OpenFile>> {
+        self.files.open.get(&descriptor.rep()).cloned()
+    }
+
+    /// The file behind a descriptor, when it may be written.
+    fn writable(&self, descriptor: &Resource<Descriptor>) -> FsResult<Arc<OpenFile>> {
+        match self.inner.table.get(descriptor)? {
+            Descriptor::Dir(_) => Err(ErrorCode::BadDescriptor.into()),
+            Descriptor::File(file) if file.perms.write_not_permitted() => Err(ErrorCode::NotPermitted.into()),
+            Descriptor::File(_) => self.entered(descriptor).ok_or_else(|| ErrorCode::BadDescriptor.into()),
+        }
+    }
+
+    /// Opens in a counted directory and enters what was opened. The caller holds the structure lock when it may be created.
+    async fn open_entered(
+        &mut self,
+        directory: &Resource<Descriptor>,
+        path_flags: PathFlags,
+        path: String,
+        open: OpenFlags,
+        flags: DescriptorFlags,
+    ) -> FsResult<Resource<Descriptor>> {
+        let opened = self.inner.open_at(Self::same(directory), path_flags, path, open, flags).await?;
+        if let Descriptor::File(file) = self.inner.table.get(&opened)? {
+            let entered = OpenFile::enter(self.files.ledger.clone(), file.file.clone()).map_err(ErrorCode::from)?;
+            self.files.open.insert(opened.rep(), entered);
+        }
+        Ok(opened)
+    }
+
+    /// As [`Self::open_entered`], charging a name when there was none.
+    async fn create_entered(
+        &mut self,
+        directory: &Resource<Descriptor>,
+        path_flags: PathFlags,
+        path: String,
+        open: OpenFlags,
+        flags: DescriptorFlags,
+    ) -> FsResult<Resource<Descriptor>> {
+        let ledger = self.ledger();
+        let _structure = ledger.structure.lock().await;
+        // Whatever else is wrong with the path, opening it tells.
+        if self.inner.stat_at(Self::same(directory), path_flags, path.clone()).await.is_ok() {
+            return self.open_entered(directory, path_flags, path, open, flags).await;
+        }
+        ledger.add_name(0)?;
+        let opened = self.open_entered(directory, path_flags, path, open, flags).await;
+        if opened.is_err() {
+            ledger.remove_name(0);
+        }
+        opened
+    }
+
+    /// What stands at a path, without following a link. The caller holds the structure lock.
+    async fn target(&mut self, directory: &Resource<Descriptor>, path: &str) -> FsResult<Target> {
+        let stat = match self.inner.stat_at(Self::same(directory), PathFlags::empty(), path.to_owned()).await {
+            Ok(stat) => stat,
+            // The operation itself will say why it cannot be looked at.
+            Err(_) => return Ok(Target::Nothing),
+        };
+        if stat.type_ != DescriptorType::RegularFile {
+            return Ok(Target::Other);
+        }
+        let held = self.open_entered(directory, PathFlags::empty(), path.to_owned(), OpenFlags::empty(), DescriptorFlags::READ).await;
+        // One that the agent itself may not read stays charged when it is gone.
+        Ok(Target::File(held.ok()))
+    }
+
+    /// Settles what became of a target, and lets go of it.
+    fn settle(&mut self, target: Target, removed: Removed) -> wasmtime::Result<()> {
+        if let Removed::Yes = removed {
+            match &target {
+                Target::Nothing => {}
+                Target::File(_) => self.files.ledger.remove_name(0),
+                Target::Other => self.files.ledger.remove_name(BLOCK),
+            }
+        }
+        match target {
+            Target::File(Some(held)) => HostDescriptor::drop(self, held),
+            Target::File(None) | Target::Nothing | Target::Other => Ok(()),
+        }
+    }
+
+    async fn set_length(&mut self, file: &Arc<OpenFile>, size: Filesize) -> FsResult<()> {
+        let span = if size == 0 { Span::Shrink } else { Span::At { offset: 0, bytes: size } };
+        let reserved = file.begin(span)?;
+        if size > 0 && reserved.bytes() < size {
+            return Err(Full.into());
+        }
+        let set = tokio::task::spawn_blocking(move || reserved.file().set_len(size)).await;
+        Ok(set.map_err(|stopped| FsError::trap(wasmtime::Error::new(stopped)))?.map_err(ErrorCode::from)?)
+    }
+}
+
+/// Whether the operation on a target worked.
+enum Removed {
+    Yes,
+    No,
+}
+
+impl<T> From<&FsResult<T>> for Removed {
+    fn from(result: &FsResult<T>) -> Self {
+        if result.is_ok() { Self::Yes } else { Self::No }
+    }
+}
+
+impl HostDescriptor for CountedFilesystem<'_> {
+    async fn open_at(
+        &mut self,
+        directory: Resource<Descriptor>,
+        path_flags: PathFlags,
+        path: String,
+        mut open: OpenFlags,
+        mut flags: DescriptorFlags,
+    ) -> FsResult<Resource<Descriptor>> {
+        if !self.is_counted(&directory)? {
+            return self.inner.open_at(directory, path_flags, path, open, flags).await;
+        }
+        let truncate = open.contains(OpenFlags::TRUNCATE) && !open.contains(OpenFlags::DIRECTORY);
+        if truncate {
+            // The file is entered with the length it has, then cut like any other: nobody's write can slip in between.
+            open ^= OpenFlags::TRUNCATE;
+            if !flags.contains(DescriptorFlags::WRITE) {
+                flags |= DescriptorFlags::WRITE | DescriptorFlags::READ;
+            }
+        }
+        let opened = if open.contains(OpenFlags::CREATE) {
+            self.create_entered(&directory, path_flags, path, open, flags).await?
+        } else {
+            self.open_entered(&directory, path_flags, path, open, flags).await?
+        };
+        if truncate
+            && let Some(file) = self.entered(&opened)
+            && let Err(error) = self.set_length(&file, 0).await
+        {
+            HostDescriptor::drop(self, opened).map_err(FsError::trap)?;
+            return Err(error);
+        }
+        Ok(opened)
+    }
+
+    fn drop(&mut self, descriptor: Resource<Descriptor>) -> wasmtime::Result<()> {
+        self.files.open.remove(&descriptor.rep());
+        HostDescriptor::drop(&mut self.inner, descriptor)
+    }
+
+    async fn write(&mut self, descriptor: Resource<Descriptor>, data: Vec<u8>, offset: Filesize) -> FsResult<Filesize> {
+        let file = self.writable(&descriptor)?;
+        let position = Position::At(offset);
+        let reserved = file.begin(position.span(data.len() as u64))?;
+        let written = write(reserved, data.into(), position).await;
+        Ok(written.map_err(|stopped| FsError::trap(wasmtime::Error::new(stopped)))?.map_err(ErrorCode::from)?)
+    }
+
+    fn write_via_stream(&mut self, descriptor: Resource<Descriptor>, offset: Filesize) -> FsResult<Resource<DynOutputStream>> {
+        let stream: DynOutputStream = Box::new(FileWriter::new(self.writable(&descriptor)?, Position::At(offset)));
+        Ok(self.inner.table.push(stream)?)
+    }
+
+    fn append_via_stream(&mut self, descriptor: Resource<Descriptor>) -> FsResult<Resource<DynOutputStream>> {
+        let stream: DynOutputStream = Box::new(FileWriter::new(self.writable(&descriptor)?, Position::End));
+        Ok(self.inner.table.push(stream)?)
+    }
+
+    fn read_via_stream(&mut self, descriptor: Resource<Descriptor>, offset: Filesize) -> FsResult<Resource<DynInputStream>> {
+        let entered = self.entered(&descriptor);
+        let stream = HostDescriptor::read_via_stream(&mut self.inner, descriptor, offset)?;
+        let Some(entered) = entered else { return Ok(stream) };
+        let inner = self.inner.table.delete(stream)?;
+        let kept: DynInputStream = Box::new(FileReader { inner, _entered: entered });
+        Ok(self.inner.table.push(kept)?)
+    }
+
+    async fn set_size(&mut self, descriptor: Resource<Descriptor>, size: Filesize) -> FsResult<()> {
+        let file = self.writable(&descriptor)?;
+        self.set_length(&file, size).await
+    }
+
+    async fn create_directory_at(&mut self, directory: Resource<Descriptor>, path: String) -> FsResult<()> {
+        if !self.is_counted(&directory)? {
+            return self.inner.create_directory_at(directory, path).await;
+        }
+        let ledger = self.ledger();
+        let _structure = ledger.structure.lock().await;
+        ledger.add_name(BLOCK)?;
+        let created = self.inner.create_directory_at(directory, path).await;
+        if created.is_err() {
+            ledger.remove_name(BLOCK);
+        }
+        created
+    }
+
+    async fn symlink_at(&mut self, directory: Resource<Descriptor>, from: String, to: String) -> FsResult<()> {
+        if !self.is_counted(&directory)? {
+            return self.inner.symlink_at(directory, from, to).await;
+        }
+        let ledger = self.ledger();
+        let _structure = ledger.structure.lock().await;
+        ledger.add_name(BLOCK)?;
+        let created = self.inner.symlink_at(directory, from, to).await;
+        if created.is_err() {
+            ledger.remove_name(BLOCK);
+        }
+        created
+    }
+
+    async fn link_at(
+        &mut self,
+        directory: Resource<Descriptor>,
+        path_flags: PathFlags,
+        path: String,
+        new_directory: Resource<Descriptor>,
+        new_path: String,
+    ) -> FsResult<()> {
+        // A link out of a read-only directory would bring in bytes that nobody counted.
+        if !self.is_counted(&directory)? || !self.is_counted(&new_directory)? {
+            return Err(ErrorCode::NotPermitted.into());
+        }
+        let ledger = self.ledger();
+        let _structure = ledger.structure.lock().await;
+        ledger.add_name(0)?;
+        let linked = self.inner.link_at(directory, path_flags, path, new_directory, new_path).await;
+        if linked.is_err() {
+            ledger.remove_name(0);
+        }
+        linked
+    }
+
+    async fn unlink_file_at(&mut self, directory: Resource<Descriptor>, path: String) -> FsResult<()> {
+        if !self.is_counted(&directory)? {
+            return self.inner.unlink_file_at(directory, path).await;
+        }
+        let ledger = self.ledger();
+        let _structure = ledger.structure.lock().await;
+        let target = self.target(&directory, &path).await?;
+        let removed = self.inner.unlink_file_at(directory, path).await;
+        self.settle(target, Removed::from(&removed)).map_err(FsError::trap)?;
+        removed
+    }
+
+    async fn remove_directory_at(&mut self, directory: Resource<Descriptor>, path: String) -> FsResult<()> {
+        if !self.is_counted(&directory)? {
+            return self.inner.remove_directory_at(directory, path).await;
+        }
+        let ledger = self.ledger();
+        let _structure = ledger.structure.lock().await;
+        self.inner.remove_directory_at(directory, path).await?;
+        ledger.remove_name(BLOCK);
+        Ok(())
+    }
+
+    async fn rename_at(
+        &mut self,
+        directory: Resource<Descriptor>,
+        path: String,
+        new_directory: Resource<Descriptor>,
+        new_path: String,
+    ) -> FsResult<()> {
+        if !self.is_counted(&directory)? || !self.is_counted(&new_directory)? {
+            return Err(ErrorCode::NotPermitted.into());
+        }
+        let ledger = self.ledger();
+        let _structure = ledger.structure.lock().await;
+        let old = self.inner.metadata_hash_at(Self::same(&directory), PathFlags::empty(), path.clone()).await.ok();
+        let new = self.inner.metadata_hash_at(Self::same(&new_directory), PathFlags::empty(), new_path.clone()).await.ok();
+        // Renaming one name of a file to another name of the same file changes nothing.
+        let replaced = match (old, new) {
+            (Some(old), Some(new)) if (old.lower, old.upper) != (new.lower, new.upper) => self.target(&new_directory, &new_path).await?,
+            (Some(_), Some(_)) | (None, _) | (_, None) => Target::Nothing,
+        };
+        let renamed = self.inner.rename_at(directory, path, new_directory, new_path).await;
+        self.settle(replaced, Removed::from(&renamed)).map_err(FsError::trap)?;
+        renamed
+    }
+
+    // From here on nothing changes what the directories hold.
+
+    async fn read(&mut self, descriptor: Resource<Descriptor>, length: Filesize, offset: Filesize) -> FsResult<(Vec<u8>, bool)> {
+        self.inner.read(descriptor, length, offset).await
+    }
+
+    async fn advise(&mut self, descriptor: Resource<Descriptor>, offset: Filesize, length: Filesize, advice: Advice) -> FsResult<()> {
+        self.inner.advise(descriptor, offset, length, advice).await
+    }
+
+    async fn sync_data(&mut self, descriptor: Resource<Descriptor>) -> FsResult<()> {
+        self.inner.sync_data(descriptor).await
+    }
+
+    async fn sync(&mut self, descriptor: Resource<Descriptor>) -> FsResult<()> {
+        self.inner.sync(descriptor).await
+    }
+
+    async fn get_flags(&mut self, descriptor: Resource<Descriptor>) -> FsResult<DescriptorFlags> {
+        self.inner.get_flags(descriptor).await
+    }
+
+    async fn get_type(&mut self, descriptor: Resource<Descriptor>) -> FsResult<DescriptorType> {
+        self.inner.get_type(descriptor).await
+    }
+
+    async fn set_times(&mut self, descriptor: Resource<Descriptor>, accessed: NewTimestamp, modified: NewTimestamp) -> FsResult<()> {
+        self.inner.set_times(descriptor, accessed, modified).await
+    }
+
+    async fn set_times_at(
+        &mut self,
+        directory: Resource<Descriptor>,
+        path_flags: PathFlags,
+        path: String,
+        accessed: NewTimestamp,
+        modified: NewTimestamp,
+    ) -> FsResult<()> {
+        self.inner.set_times_at(directory, path_flags, path, accessed, modified).await
+    }
+
+    async fn read_directory(&mut self, directory: Resource<Descriptor>) -> FsResult<Resource<types::DirectoryEntryStream>> {
+        self.inner.read_directory(directory).await
+    }
+
+    async fn stat(&mut self, descriptor: Resource<Descriptor>) -> FsResult<DescriptorStat> {
+        self.inner.stat(descriptor).await
+    }
+
+    async fn stat_at(&mut self, directory: Resource<Descriptor>, path_flags: PathFlags, path: String) -> FsResult<DescriptorStat> {
+        self.inner.stat_at(directory, path_flags, path).await
+    }
+
+    async fn readlink_at(&mut self, directory: Resource<Descriptor>, path: String) -> FsResult<String> {
+        self.inner.readlink_at(directory, path).await
+    }
+
+    async fn is_same_object(&mut self, a: Resource<Descriptor>, b: Resource<Descriptor>) -> wasmtime::Result<bool> {
+        self.inner.is_same_object(a, b).await
+    }
+
+    async fn metadata_hash(&mut self, descriptor: Resource<Descriptor>) -> FsResult<MetadataHashValue> {
+        self.inner.metadata_hash(descriptor).await
+    }
+
+    async fn metadata_hash_at(
+        &mut self,
+        directory: Resource<Descriptor>,
+        path_flags: PathFlags,
+        path: String,
+    ) -> FsResult<MetadataHashValue> {
+        self.inner.metadata_hash_at(directory, path_flags, path).await
+    }
+}
+
+impl types::Host for CountedFilesystem<'_> {
+    fn convert_error_code(&mut self, error: FsError) -> wasmtime::Result<ErrorCode> {
+        self.inner.convert_error_code(error)
+    }
+
+    fn filesystem_error_code(&mut self, error: Resource<wasmtime::Error>) -> wasmtime::Result<Option<ErrorCode>> {
+        self.inner.filesystem_error_code(error)
+    }
+}
+
+impl HostDirectoryEntryStream for CountedFilesystem<'_> {
+    async fn read_directory_entry(&mut self, stream: Resource<types::DirectoryEntryStream>) -> FsResult<Option<types::DirectoryEntry>> {
+        self.inner.read_directory_entry(stream).await
+    }
+
+    fn drop(&mut self, stream: Resource<types::DirectoryEntryStream>) -> wasmtime::Result<()> {
+        HostDirectoryEntryStream::drop(&mut self.inner, stream)
+    }
+}

@@ -1,0 +1,202 @@
+//! A guest's store: what it holds, what it is granted, what it may use.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use dewar_protocol::LogStream;
+use wasmtime::component::{Linker, ResourceTable};
+use wasmtime::{Engine, Error, Result, Store, UpdateDeadline};
+use wasmtime_wasi::filesystem::WasiFilesystemCtxView;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::filesystem::{CountedFiles, CountedFilesystem, HasCountedFiles};
+use crate::ledger::Ledger;
+use crate::limits::{MemoryBudget, Refused, StoreMemory};
+use crate::network::Sockets;
+use crate::outbound::Outbound;
+use crate::output::{Lines, Log};
+
+/// Bytes that the host may copy for a guest in one call.
+const HOSTCALL_BYTES: usize = 8 << 20;
+/// Bytes of the head of a request or response as a guest holds it.
+const FIELD_BYTES: usize = 128 << 10;
+/// Random bytes that a guest may have in one call.
+const RANDOM_BYTES: u64 = 64 << 10;
+/// Handles that a guest's own components may hold on each other.
+const COMPONENT_HANDLES: usize = 10_000;
+/// What a store needs of its resource table beyond the guest's open files: requests, responses, bodies, standard streams.
+const OWN_RESOURCES: usize = 128;
+
+/// What a store holds besides the guest's memory.
+pub(crate) struct Guest {
+    wasi: WasiCtx,
+    table: ResourceTable,
+    http: WasiHttpCtx,
+    outbound: Outbound,
+    files: CountedFiles,
+    memory: StoreMemory,
+    alarm: Arc<Alarm>,
+}
+
+impl Guest {
+    /// When computing becomes a trap.
+    pub(crate) fn alarm(&self) -> Arc<Alarm> {
+        self.alarm.clone()
+    }
+
+    /// The last growth of memory that was refused since the last call.
+    pub(crate) fn take_refused_memory(&mut self) -> Option<Refused> {
+        self.memory.take_refused()
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.outbound }
+    }
+}
+
+fn counted_filesystem(guest: &mut Guest) -> CountedFilesystem<'_> {
+    CountedFilesystem { inner: WasiFilesystemCtxView { ctx: guest.wasi.filesystem(), table: &mut guest.table }, files: &mut guest.files }
+}
+
+/// Everything that any guest is granted. WASI 0.3 comes without files and sockets: those of 0.2 are the ones under quota.
+pub(crate) fn linker(engine: &Engine) -> Result<Linker<Guest>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    linker.allow_shadowing(true);
+    wasmtime_wasi::p2::bindings::filesystem::types::add_to_linker::<Guest, HasCountedFiles>(&mut linker, counted_filesystem)?;
+    linker.allow_shadowing(false);
+    wasmtime_wasi::p3::cli::add_to_linker(&mut linker)?;
+    wasmtime_wasi::p3::clocks::add_to_linker(&mut linker)?;
+    wasmtime_wasi::p3::random::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    Ok(linker)
+}
+
+/// A directory that a guest sees.
+#[derive(Debug, Clone)]
+pub(crate) struct Mount {
+    pub(crate) host: PathBuf,
+    pub(crate) guest: &'static str,
+    pub(crate) perms: FsPerms,
+}
+
+/// How to make a store for one instance; all its stores draw on the same quotas.
+pub(crate) struct Blueprint {
+    pub(crate) arguments: Vec<String>,
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) sockets: Sockets,
+    pub(crate) outbound: Outbound,
+    pub(crate) log: Arc<Log>,
+    pub(crate) memory: Arc<MemoryBudget>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) open_files: u32,
+}
+
+impl Blueprint {
+    /// A new store, nothing in it yet.
+    pub(crate) fn store(&self, engine: &Engine) -> Result<Store<Guest>> {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(usize::try_from(self.open_files)?.saturating_add(OWN_RESOURCES));
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELD_BYTES);
+        let guest = Guest {
+            wasi: self.wasi()?,
+            table,
+            http,
+            outbound: self.outbound.clone(),
+            files: CountedFiles::new(self.ledger.clone()),
+            memory: StoreMemory::new(self.memory.clone()),
+            alarm: Arc::default(),
+        };
+        let mut store = Store::try_new(engine, guest)?;
+        store.limiter(|guest| &mut guest.memory);
+        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        store.set_max_component_handles(COMPONENT_HANDLES);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|store| {
+            if store.data().alarm.has_gone() { Err(Error::msg("took too long")) } else { Ok(UpdateDeadline::Yield(1)) }
+        });
+        Ok(store)
+    }
+
+    fn wasi(&self) -> Result<WasiCtx> {
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.args(&self.arguments)
+            .envs(&self.environment)
+            .stdout(Lines::new(self.log.clone(), LogStream::Out))
+            .stderr(Lines::new(self.log.clone(), LogStream::Err))
+            .max_random_size(RANDOM_BYTES);
+        for mount in &self.mounts {
+            wasi.preopened_dir(&mount.host, mount.guest, mount.perms)?;
+        }
+        self.sockets.grant(&mut wasi);
+        Ok(wasi.build())
+    }
+}
+
+/// When a guest that still computes is to trap, so that a backtrace tells where it was. Never, to begin with.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm(Mutex<Option<Instant>>);
+
+impl Alarm {
+    pub(crate) fn set(&self, time: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+    }
+
+    pub(crate) fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(crate) fn has_gone(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|time| Instant::now() >= time)
+    }
+}
+
+/// CPU time of an instance.
+#[derive(Debug, Default)]
+pub(crate) struct CpuClock(AtomicU64);
+
+impl CpuClock {
+    pub(crate) fn total(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Counts the time that a future spends being polled. That is the time a guest had a core, including what the operating
+    /// system took from it meanwhile: reading the thread's own clock would cost a system call each time.
+    pub(crate) fn meter<F: Future + ?Sized>(self: &Arc<Self>, future: Pin<Box<F>>) -> Metered<F> {
+        Metered { future, cpu: self.clone() }
+    }
+}
+
+/// See [`CpuClock::meter`].
+pub(crate) struct Metered<F: ?Sized> {
+    future: Pin<Box<F>>,
+    cpu: Arc<CpuClock>,
+}
+
+impl<F: Future + ?Sized> Future for Metered<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let start = Instant::now();
+        let polled = self.future.as_mut().poll(cx);
+        let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.cpu.0.fetch_add(nanos, Ordering::Relaxed);
+        polled
+    }
+}

@@ -1,0 +1,97 @@
+//! Sockets of a guest: it may serve on its own address and talk to whom the policy allows.
+
+use std::net::SocketAddr;
+
+use wasmtime_wasi::WasiCtxBuilder;
+use wasmtime_wasi::sockets::SocketAddrUse;
+
+use crate::EgressPolicy;
+use crate::egress::Transport;
+
+/// Which sockets a guest may have.
+#[derive(Debug, Clone)]
+pub(crate) struct Sockets {
+    /// Where it may listen.
+    pub(crate) serve: Option<SocketAddr>,
+    pub(crate) egress: EgressPolicy,
+}
+
+impl Sockets {
+    /// Names are looked up on the host only for guests that may talk to somebody: a query is a message too.
+    pub(crate) fn grant(&self, wasi: &mut WasiCtxBuilder) {
+        let (tcp, udp) = (self.egress.allows_any(Transport::Tcp), self.egress.allows_any(Transport::Udp));
+        let sockets = self.clone();
+        wasi.allow_tcp(tcp || self.serve.is_some()).allow_udp(udp).allow_ip_name_lookup(tcp || udp).socket_addr_check(
+            move |address, purpose| {
+                let allowed = sockets.allows(address, purpose);
+                Box::pin(std::future::ready(allowed))
+            },
+        );
+    }
+
+    fn allows(&self, address: SocketAddr, purpose: SocketAddrUse) -> bool {
+        match purpose {
+            // Port 0 is what a connection comes from; to listen there is refused below, when the port is known.
+            SocketAddrUse::TcpBind => self.is_own(address) || is_implicit(address) && self.egress.allows_any(Transport::Tcp),
+            SocketAddrUse::TcpListen => self.is_own(address),
+            SocketAddrUse::TcpAccept => self.serve.is_some(),
+            SocketAddrUse::TcpConnect => self.egress.allows(Transport::Tcp, address),
+            SocketAddrUse::UdpBind => is_implicit(address) && self.egress.allows_any(Transport::Udp),
+            SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => self.egress.allows(Transport::Udp, address),
+        }
+    }
+
+    fn is_own(&self, address: SocketAddr) -> bool {
+        self.serve.is_some_and(|own| {
+            address.port() == own.port() && (address.ip().is_unspecified() || address.ip().to_canonical() == own.ip().to_canonical())
+        })
+    }
+}
+
+fn is_implicit(address: SocketAddr) -> bool {
+    address.port() == 0 && address.ip().is_unspecified()
+}
+
+#[cfg(test)]
+mod tests {
+    use dewar_protocol::EgressRule;
+
+    use super::*;
+
+    fn check(sockets: &Sockets, purpose: SocketAddrUse, address: &str) -> bool {
+        sockets.allows(address.parse().unwrap(), purpose)
+    }
+
+    #[test]
+    fn a_guest_serves_on_its_own_address_only() {
+        let sockets = Sockets { serve: Some("10.0.0.5:61001".parse().unwrap()), egress: EgressPolicy::default() };
+        for (address, own) in [
+            ("10.0.0.5:61001", true),
+            ("0.0.0.0:61001", true),
+            ("[::]:61001", true),
+            ("10.0.0.6:61001", false),
+            ("0.0.0.0:61002", false),
+            ("0.0.0.0:0", false),
+            ("0.0.0.0:80", false),
+        ] {
+            assert_eq!(check(&sockets, SocketAddrUse::TcpBind, address), own, "bind {address}");
+            assert_eq!(check(&sockets, SocketAddrUse::TcpListen, address), own, "listen {address}");
+            assert!(!check(&sockets, SocketAddrUse::UdpBind, address), "udp {address}");
+            assert!(!check(&sockets, SocketAddrUse::TcpConnect, address), "connect {address}");
+        }
+        assert!(check(&sockets, SocketAddrUse::TcpAccept, "8.8.8.8:1"));
+    }
+
+    #[test]
+    fn a_guest_that_may_connect_still_listens_nowhere_else() {
+        let rule =
+            EgressRule { protocol: "tcp".into(), destination: "8.8.8.8".into(), ports: None, icmp_type: None, code: None, log: None };
+        let sockets = Sockets { serve: None, egress: EgressPolicy::new(&[rule]).unwrap() };
+        assert!(check(&sockets, SocketAddrUse::TcpConnect, "8.8.8.8:53"));
+        assert!(check(&sockets, SocketAddrUse::TcpBind, "0.0.0.0:0"));
+        assert!(!check(&sockets, SocketAddrUse::TcpListen, "0.0.0.0:0"));
+        assert!(!check(&sockets, SocketAddrUse::TcpListen, "0.0.0.0:40000"));
+        assert!(!check(&sockets, SocketAddrUse::TcpAccept, "8.8.8.8:1"));
+        assert!(!check(&sockets, SocketAddrUse::UdpSend, "8.8.8.8:53"));
+    }
+}

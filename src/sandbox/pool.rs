@@ -1,0 +1,231 @@
+//! The stores of an http instance, made when needed and used again.
+//!
+//! All of them live within the instance's memory budget. A store that lies idle is dropped when another needs its memory, or
+//! when it has not been used for [`IDLE`]; the last one stays.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use wasmtime::component::Accessor;
+use wasmtime::{Engine, Error, PoolConcurrencyLimitError, Store};
+use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
+
+use crate::answer::{Answering, Watched};
+use crate::guest::{Blueprint, CpuClock, Guest};
+use crate::limits::{Reclaim, Refused};
+
+/// How long a store may lie idle.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Makes stores, keeps those that are idle.
+pub(crate) struct Pool {
+    engine: Engine,
+    pre: Arc<ProxyPre<Guest>>,
+    blueprint: Blueprint,
+    cpu: Arc<CpuClock>,
+    startup_timeout: Duration,
+    requests_per_store: u32,
+    live: Arc<AtomicUsize>,
+    idle: Mutex<Vec<Worker>>,
+    /// Somebody gave a store back, or dropped one.
+    released: Arc<Notify>,
+}
+
+/// Why there is no store.
+pub(crate) enum NoStore {
+    /// The start-up code failed; how, and whether memory had been refused.
+    Failed(Error, Option<Refused>),
+    /// The start-up code waits for something.
+    Waits(Duration),
+}
+
+impl Pool {
+    pub(crate) fn new(
+        engine: Engine,
+        pre: Arc<ProxyPre<Guest>>,
+        blueprint: Blueprint,
+        cpu: Arc<CpuClock>,
+        startup_timeout: Duration,
+        requests_per_store: u32,
+    ) -> Arc<Self> {
+        let pool = Arc::new(Self {
+            engine,
+            pre,
+            blueprint,
+            cpu,
+            startup_timeout,
+            requests_per_store,
+            live: Arc::default(),
+            idle: Mutex::new(Vec::new()),
+            released: Arc::default(),
+        });
+        let idle: std::sync::Weak<dyn Reclaim> = Arc::downgrade(&(pool.clone() as Arc<dyn Reclaim>));
+        pool.blueprint.memory.reclaim_from(idle);
+        pool
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Worker>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An idle store, or a new one. Waits for one to be given back when there is no memory for another.
+    pub(crate) async fn take(&self) -> Result<Worker, NoStore> {
+        loop {
+            // Before looking, so that what is given back meanwhile is not missed.
+            let released = self.released.notified();
+            if let Some(worker) = self.idle().pop() {
+                return Ok(worker);
+            }
+            match self.make().await {
+                Err(NoStore::Failed(error, refused)) if refused.is_some() || error.is::<PoolConcurrencyLimitError>() => {
+                    if self.live.load(Ordering::Relaxed) == 0 {
+                        return Err(NoStore::Failed(error, refused));
+                    }
+                    released.await;
+                }
+                made => return made,
+            }
+        }
+    }
+
+    async fn make(&self) -> Result<Worker, NoStore> {
+        let failed = |error| NoStore::Failed(error, None);
+        let mut store = self.blueprint.store(&self.engine).map_err(failed)?;
+        store.data().alarm().set(Instant::now() + self.startup_timeout);
+        let starting = self.cpu.meter(Box::pin(self.pre.instantiate_async(&mut store)));
+        let started = tokio::time::timeout(self.startup_timeout * 2, starting).await;
+        match started {
+            Ok(Ok(proxy)) => {
+                Ok(Worker { store, proxy, served: 0, idle_since: Instant::now(), _live: Live::new(&self.live, &self.released) })
+            }
+            Ok(Err(error)) => Err(NoStore::Failed(error, store.data_mut().take_refused_memory())),
+            Err(_) => Err(NoStore::Waits(self.startup_timeout * 2)),
+        }
+    }
+
+    /// Gives a store back that has answered a request.
+    pub(crate) fn give_back(&self, mut worker: Worker) {
+        worker.served += 1;
+        // What was refused to this request is no excuse for the next.
+        worker.store.data_mut().take_refused_memory();
+        if worker.served < self.requests_per_store {
+            self.keep(worker);
+        }
+    }
+
+    /// Keeps a store for later.
+    pub(crate) fn keep(&self, mut worker: Worker) {
+        worker.idle_since = Instant::now();
+        self.idle().push(worker);
+        self.released.notify_one();
+    }
+
+    /// Drops stores that have lain idle for long, but not the last one.
+    pub(crate) fn trim(&self) {
+        let mut expired = Vec::new();
+        let mut idle = self.idle();
+        // The one used last is at the end.
+        while idle.len() > 1 && idle.first().is_some_and(|worker| worker.idle_since.elapsed() > IDLE) {
+            expired.push(idle.remove(0));
+        }
+        drop(idle);
+    }
+}
+
+impl Reclaim for Pool {
+    fn reclaim(&self) -> bool {
+        let mut idle = self.idle();
+        let oldest = if idle.is_empty() { None } else { Some(idle.remove(0)) };
+        drop(idle);
+        oldest.is_some()
+    }
+}
+
+/// Counts a store for as long as it lives.
+struct Live {
+    count: Arc<AtomicUsize>,
+    released: Arc<Notify>,
+}
+
+impl Live {
+    fn new(count: &Arc<AtomicUsize>, released: &Arc<Notify>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self { count: count.clone(), released: released.clone() }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.released.notify_one();
+    }
+}
+
+/// A store that answers one request at a time.
+pub(crate) struct Worker {
+    pub(crate) store: Store<Guest>,
+    proxy: Proxy,
+    served: u32,
+    idle_since: Instant,
+    /// Last, so that the memory is free when those who wait for it hear of it.
+    _live: Live,
+}
+
+impl Worker {
+    /// Has the guest answer a request. Ends when the guest is done with it, which may be long after the answer began.
+    pub(crate) async fn call(&mut self, request: http::Request<WasiBody>, answering: Answering) -> Result<(), Error> {
+        match &self.proxy {
+            Proxy::P2(proxy) => call_p2(&mut self.store, proxy, request, answering).await,
+            Proxy::P3(service) => call_p3(&mut self.store, service, request, answering).await,
+        }
+    }
+}
+
+async fn call_p2(
+    store: &mut Store<Guest>,
+    proxy: &p2::bindings::Proxy,
+    request: http::Request<WasiBody>,
+    answering: Answering,
+) -> Result<(), Error> {
+    let mut http = store.data_mut().http();
+    let request = http.new_incoming_request(Scheme::Http, request)?;
+    let answer = http.new_response_outparam_from_callback(move |answer| {
+        // A client that went away meanwhile needs no answer.
+        let _ = answering.send(answer.map_err(|code| format!("{code:?}")));
+    })?;
+    proxy.wasi_http_incoming_handler().call_handle(store, request, answer).await
+}
+
+async fn call_p3(
+    store: &mut Store<Guest>,
+    service: &p3::bindings::Service,
+    request: http::Request<WasiBody>,
+    answering: Answering,
+) -> Result<(), Error> {
+    let (request, received) = p3::Request::from_http(store.data_mut().http().hooks, request);
+    store
+        .run_concurrent(async |accessor: &Accessor<Guest>| {
+            let response = match service.handle(accessor, request).await? {
+                Ok(response) => response,
+                Err(code) => {
+                    // As above.
+                    let _ = answering.send(Err(format!("{code:?}")));
+                    return Ok(());
+                }
+            };
+            let response = accessor.with(|store| response.into_http(store, received))?;
+            let (response, consumed) = Watched::over(response);
+            // As above.
+            let _ = answering.send(Ok(response));
+            // The body comes from within this store, so it has to be driven until nobody reads it any more. An error only says
+            // that this is so.
+            let _ = consumed.await;
+            std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+            Ok(())
+        })
+        .await?
+}

@@ -1,0 +1,252 @@
+//! What every test stands on: sandboxes, guests, an instance with its log and its directories, a client.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dewar_protocol::{Bytes as Size, LogStream};
+use dewar_sandbox::{
+    CompileLimits, EgressPolicy, Exit, HttpLimits, InstanceSpec, Output, Program, Quota, Sandbox, SandboxConfig, Sandboxes, World,
+};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use libtest_mimic::{Failed, Trial};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+
+/// Longest that anything but a deliberately slow operation may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A test that runs on the tests' own runtime.
+pub fn test<F, T>(name: &'static str, body: F) -> Trial
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Future<Output = ()> + Send + 'static,
+{
+    Trial::test(name, move || {
+        let run = || runtime().block_on(async { tokio::time::timeout(3 * PATIENCE, body()).await });
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Failed::from(format!("not done after {:?}", 3 * PATIENCE))),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                Err(Failed::from(text.unwrap_or_else(|| "panicked".into())))
+            }
+        }
+    })
+}
+
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Runtime::new().unwrap())
+}
+
+/// One engine for all tests, as in an agent. Its native code is kept between runs.
+pub fn sandboxes() -> &'static Sandboxes {
+    static SANDBOXES: OnceLock<Sandboxes> = OnceLock::new();
+    SANDBOXES.get_or_init(|| Sandboxes::new(config(Path::new(env!("CARGO_TARGET_TMPDIR")).join("sandbox"))).unwrap())
+}
+
+pub fn config(state_dir: PathBuf) -> SandboxConfig {
+    SandboxConfig {
+        state_dir,
+        compiler: std::env::current_exe().unwrap(),
+        compile_limits: CompileLimits::default(),
+        artifact_bytes: Size(1 << 30),
+    }
+}
+
+/// Where a built guest is, such as `tests/http-driver`.
+pub fn guest(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../target/guests/{name}.wasm"));
+    assert!(path.exists(), "{} is missing: build the guests with guest-sdk/build.sh", path.display());
+    path
+}
+
+pub async fn program(name: &str) -> Program {
+    sandboxes().program(&guest(name)).await.unwrap()
+}
+
+/// Keeps lines.
+#[derive(Default)]
+pub struct Lines(Mutex<Vec<(LogStream, String)>>);
+
+impl Output for Lines {
+    fn line(&self, stream: LogStream, text: &str) {
+        self.0.lock().unwrap().push((stream, text.to_owned()));
+    }
+}
+
+impl Lines {
+    pub fn all(&self) -> String {
+        self.0.lock().unwrap().iter().map(|(_, text)| format!("{text}\n")).collect()
+    }
+
+    pub fn of(&self, stream: LogStream) -> Vec<String> {
+        self.0.lock().unwrap().iter().filter(|(from, _)| *from == stream).map(|(_, text)| text.clone()).collect()
+    }
+}
+
+/// Waits until it is so, or says what was expected.
+pub async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "expected within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// An instance about to be started.
+pub struct Plan {
+    pub program: Program,
+    pub world: Option<World>,
+    pub arguments: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    pub quota: Quota,
+    pub egress: EgressPolicy,
+    pub http: HttpLimits,
+    /// Files below the app's directory before it starts.
+    pub files: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Plan {
+    pub async fn of(name: &str) -> Self {
+        Self {
+            program: program(name).await,
+            world: None,
+            arguments: vec!["app".into()],
+            environment: Vec::new(),
+            quota: Quota { memory: Size(64 << 20), disk: Size(1 << 20), inodes: 100, open_files: 64 },
+            egress: EgressPolicy::default(),
+            http: HttpLimits::default(),
+            files: Vec::new(),
+        }
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn args(mut self, arguments: &[&str]) -> Self {
+        self.arguments = std::iter::once("app").chain(arguments.iter().copied()).map(Into::into).collect();
+        self
+    }
+
+    pub fn quota(mut self, change: impl FnOnce(&mut Quota)) -> Self {
+        change(&mut self.quota);
+        self
+    }
+
+    pub fn http(mut self, change: impl FnOnce(&mut HttpLimits)) -> Self {
+        change(&mut self.http);
+        self
+    }
+
+    pub async fn try_start(self) -> Result<Instance, (Exit, Arc<Lines>)> {
+        let directory = tempfile::tempdir().unwrap();
+        let (app_dir, tmp_dir) = (directory.path().join("app"), directory.path().join("tmp"));
+        std::fs::create_dir(&app_dir).unwrap();
+        std::fs::create_dir(&tmp_dir).unwrap();
+        for (path, content) in &self.files {
+            std::fs::write(app_dir.join(path), content).unwrap();
+        }
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let lines = Arc::new(Lines::default());
+        let mut environment = self.environment;
+        environment.push(("PORT".into(), address.port().to_string()));
+        let spec = InstanceSpec {
+            program: self.program,
+            world: self.world,
+            arguments: self.arguments,
+            environment,
+            app_dir,
+            tmp_dir,
+            quota: self.quota,
+            listener: Some(listener),
+            address,
+            egress: self.egress,
+            http: self.http,
+            output: lines.clone(),
+        };
+        match sandboxes().start(spec).await {
+            Ok(sandbox) => Ok(Instance { sandbox, address, lines, directory }),
+            Err(exit) => Err((exit, lines)),
+        }
+    }
+
+    pub async fn start(self) -> Instance {
+        self.try_start().await.unwrap_or_else(|(exit, lines)| panic!("start failed: {exit:?}\n{}", lines.all()))
+    }
+}
+
+/// A running instance.
+pub struct Instance {
+    pub sandbox: Sandbox,
+    pub address: SocketAddr,
+    pub lines: Arc<Lines>,
+    directory: TempDir,
+}
+
+/// An answer, whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: http::HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+impl Instance {
+    pub fn app_dir(&self) -> PathBuf {
+        self.directory.path().join("app")
+    }
+
+    pub fn tmp_dir(&self) -> PathBuf {
+        self.directory.path().join("tmp")
+    }
+
+    pub async fn exit(&self) -> Exit {
+        tokio::time::timeout(PATIENCE, self.sandbox.exited()).await.unwrap_or_else(|_| panic!("still running:\n{}", self.lines.all()))
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.try_send("GET", path, Bytes::new()).await.unwrap_or_else(|error| panic!("GET {path}: {error}\n{}", self.lines.all()))
+    }
+
+    /// Expects 200 and gives the text.
+    pub async fn ok(&self, path: &str) -> String {
+        let answer = self.get(path).await;
+        assert_eq!(answer.status, 200, "GET {path}: {}\n{}", answer.text(), self.lines.all());
+        answer.text()
+    }
+
+    pub async fn send(&self, method: &str, path: &str, body: impl Into<Bytes>) -> Answer {
+        self.try_send(method, path, body.into()).await.unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.lines.all()))
+    }
+
+    /// One request on a connection of its own.
+    pub async fn try_send(&self, method: &str, path: &str, body: Bytes) -> Result<Answer, hyper::Error> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(connection);
+        let request = http::Request::builder().method(method).uri(path).header("host", "app.test").body(Full::new(body)).unwrap();
+        let response = sender.send_request(request).await?;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await?.to_bytes();
+        drop(sender);
+        driver.abort();
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+    }
+}
