@@ -23,6 +23,8 @@ mod reaper;
 mod registry;
 mod resources;
 mod staging_task;
+#[cfg(test)]
+mod testing;
 mod time;
 mod vocabulary;
 

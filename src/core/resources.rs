@@ -112,3 +112,65 @@ impl Remaining {
         (ratio(self.0.memory, capacity.memory), ratio(self.0.disk, capacity.disk))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mib(memory: i64, disk: i64) -> Reservation {
+        Reservation { memory: Mib(memory), disk: Mib(disk) }
+    }
+
+    #[test]
+    fn overcommitment_rounds_down() {
+        let capacity = |memory, factor| Capacity::overcommitted(Mib(memory), factor, Mib(100), 1.0).memory.0;
+        assert_eq!(capacity(600, 4.0), 2400);
+        assert_eq!(capacity(1001, 1.5), 1501);
+        assert_eq!(capacity(8192, 1.0), 8192);
+        assert_eq!(capacity(i64::MAX, 10.0), i64::MAX);
+    }
+
+    #[test]
+    fn what_fits() {
+        let remaining = Remaining::of(Capacity { memory: Mib(600), disk: Mib(4000) }, Reservation::default());
+        let cases = [
+            (mib(600, 4000), None),
+            (mib(601, 4000), Some(Resource::Memory)),
+            (mib(600, 4001), Some(Resource::Disk)),
+            (mib(601, 4001), Some(Resource::Disk)),
+            (mib(i64::MAX, 0), Some(Resource::Memory)),
+            (mib(0, 0), None),
+        ];
+        for (wanted, constrained) in cases {
+            assert_eq!(remaining.constrained(wanted), constrained, "{wanted:?}");
+        }
+        let nothing = Remaining::of(Capacity { memory: Mib(10), disk: Mib(10) }, mib(11, 10));
+        assert_eq!(nothing.memory(), Mib(-1), "what remains may be negative");
+        assert_eq!(nothing.constrained(mib(0, 0)), Some(Resource::Memory));
+    }
+
+    #[test]
+    fn how_many_would_fit() {
+        let remaining = Remaining::of(Capacity { memory: Mib(600), disk: Mib(4000) }, Reservation::default());
+        let cases = [
+            (mib(10_000, 1), 0),
+            (mib(1, 10_000), 0),
+            (mib(500, 3000), 1),
+            (mib(200, 1500), 2),
+            (mib(200, 1000), 3),
+            (mib(0, 0), 0),
+            (mib(1, 0), 0),
+        ];
+        for (each, times) in cases {
+            assert_eq!(remaining.reservable(each), times, "{each:?}");
+        }
+        let overbooked = Remaining::of(Capacity { memory: Mib(10), disk: Mib(10) }, mib(20, 0));
+        assert_eq!(overbooked.reservable(mib(1, 1)), 0);
+    }
+
+    #[test]
+    fn ratios() {
+        let capacity = Capacity { memory: Mib(400), disk: Mib(0) };
+        assert_eq!(Remaining::of(capacity, mib(100, 0)).ratios(capacity), (0.75, 0.0));
+    }
+}

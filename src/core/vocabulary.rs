@@ -335,6 +335,8 @@ pub struct Varz {
 /// One instance in `/varz`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VarzInstance {
+    /// What the cell calls it.
+    pub key: InstanceKey,
     /// Application.
     pub app_id: AppId,
     /// Application name.

@@ -102,6 +102,7 @@ impl Instance {
 
     pub(crate) fn varz(&self) -> VarzInstance {
         VarzInstance {
+            key: self.key,
             app_id: self.start.app_id.clone(),
             app_name: self.start.name.clone(),
             version: self.version.clone(),

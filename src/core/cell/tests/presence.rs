@@ -1,0 +1,148 @@
+//! The bus, periodic messages, routers.
+
+use dewar_protocol::RouterStart;
+use expect_test::expect;
+
+use super::*;
+
+#[test]
+fn the_first_connection() {
+    let mut scene = Scene::offline(config());
+    scene.at(3).check(
+        Input::Bus(BusEvent::Up),
+        expect![[r#"
+        router.greet
+        vcap.component.announce DEA 2 10.0.16.23:49871
+        dea.start cell 10.0.16.23
+        dea.advertise memory 1000M disk 4000M apps none
+        staging.advertise memory 1000M disk 4000M
+        dea.heartbeat
+    "#]],
+    );
+    assert_eq!(scene.next_wake(), Some(8));
+    scene.at(7).check(Input::Wake, expect![[""]]);
+    scene.at(8).check(
+        Input::Wake,
+        expect![[r#"
+        dea.advertise memory 1000M disk 4000M apps none
+        staging.advertise memory 1000M disk 4000M
+    "#]],
+    );
+    assert_eq!(scene.next_wake(), Some(13));
+    scene.at(13).check(
+        Input::Wake,
+        expect![[r#"
+        dea.heartbeat
+        dea.advertise memory 1000M disk 4000M apps none
+        staging.advertise memory 1000M disk 4000M
+    "#]],
+    );
+}
+
+#[test]
+fn while_the_bus_is_down_there_is_no_backlog_and_when_it_is_back_everything_is_told_anew() {
+    let mut scene = Scene::new(config());
+    scene.run(start_message("shop", 0));
+    scene.run(start_message("shop", 1));
+    scene.take(started(start_message("shop", 2)));
+    scene.at(1).check(Input::Bus(BusEvent::Down), expect![[""]]);
+    assert_eq!(scene.next_wake(), Some(900), "nothing but the start's own deadline");
+    scene.at(100).check(Input::Wake, expect![[""]]);
+    scene.check(request(Request::ReportHeartbeat), expect![[""]]);
+    scene.check(request(Request::Locate), expect![[""]]);
+    scene.take(droplet_ready());
+    scene.take(launched(3));
+    scene.check(
+        ready(3),
+        expect![[r#"
+        shop/2 (3) STARTING → RUNNING
+    "#]],
+    );
+    scene.check(
+        exited(2, 1, "trap"),
+        expect![[r#"
+        shop/1 (2) RUNNING → CRASHED: trap
+        router.unregister shop.example.net → 10.0.16.23:61002 of shop by dea-2
+        log of shop/1 Err: Instance (index 1) crashed: trap
+        droplet.exited shop/1 Crashed 1 "trap" at 100
+    "#]],
+    );
+    scene.at(200).check(
+        Input::Bus(BusEvent::Up),
+        expect![[r#"
+        dea.heartbeat shop/0 v1 RUNNING since 0, shop/1 v1 CRASHED since 100, shop/2 v1 RUNNING since 100
+        router.register shop.example.net → 10.0.16.23:61001 of shop by dea-2
+        router.register shop.example.net → 10.0.16.23:61003 of shop by dea-2
+        dea.advertise memory 800M disk 3400M apps shop:3
+        staging.advertise memory 800M disk 3400M
+        router.greet
+    "#]],
+    );
+    assert_eq!(scene.next_wake(), Some(205));
+}
+
+fn router(seconds: Option<u32>) -> Input {
+    request(Request::RegisterRoutes(RouterStart { minimum_register_interval_seconds: seconds, ..RouterStart::default() }))
+}
+
+/// When routes are registered up to then.
+fn registrations(scene: &mut Scene, until: u64) -> Vec<u64> {
+    let mut seen = Vec::new();
+    while let Some(next) = scene.next_wake().filter(|next| *next <= until) {
+        let effects = scene.at(next).take(Input::Wake);
+        if effects.iter().any(|effect| matches!(effect, Effect::Publish(Publication::RouterRegister(_)))) {
+            seen.push(next);
+        }
+    }
+    seen
+}
+
+#[test]
+fn routes_are_registered_periodically_and_as_often_as_a_router_wants() {
+    let mut scene = Scene::new(config());
+    scene.run(start_message("shop", 0));
+    assert_eq!(registrations(&mut scene, 50), [20, 40]);
+    let now = ["router.register shop.example.net → 10.0.16.23:61001 of shop by dea-2\n"];
+    assert_eq!([shown(&scene.at(51).take(router(Some(3))))], now);
+    assert_eq!(registrations(&mut scene, 60), [54, 57, 60], "from now on");
+    assert_eq!([shown(&scene.at(61).take(router(None)))], now);
+    assert_eq!(registrations(&mut scene, 66), [64], "who says nothing changes nothing");
+    assert_eq!([shown(&scene.at(66).take(router(Some(60))))], now);
+    assert_eq!(registrations(&mut scene, 110), [86, 106], "seldom is as configured");
+    assert_eq!([shown(&scene.at(110).take(router(Some(0))))], now);
+    assert_eq!(registrations(&mut scene, 113), [111, 112, 113], "at most once a second");
+}
+
+#[test]
+fn an_agent_that_does_not_stage_does_not_advertise_it() {
+    let mut config = config();
+    config.staging.enabled = false;
+    let mut scene = Scene::offline(config);
+    let effects = scene.take(Input::Bus(BusEvent::Up));
+    assert!(!shown(&effects).contains("staging.advertise"));
+    scene.check(request(Request::LocateStager), expect![[""]]);
+    scene.check(
+        request(Request::Locate),
+        expect![[r#"
+        dea.advertise memory 1000M disk 4000M apps none
+    "#]],
+    );
+}
+
+#[test]
+fn locate_is_answered_by_advertisements() {
+    let mut scene = Scene::new(config());
+    scene.run(start_message("shop", 0));
+    scene.check(
+        request(Request::Locate),
+        expect![[r#"
+        dea.advertise memory 900M disk 3800M apps shop:1
+    "#]],
+    );
+    scene.check(
+        request(Request::LocateStager),
+        expect![[r#"
+        staging.advertise memory 900M disk 3800M
+    "#]],
+    );
+}

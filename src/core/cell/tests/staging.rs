@@ -1,0 +1,233 @@
+//! Staging requests and what becomes of them.
+
+use dewar_protocol::{Mib, StagingMessage};
+use expect_test::expect;
+
+use super::*;
+use crate::testing::staging_message;
+use crate::{StagedDroplet, StagingError};
+
+fn stage(message: StagingMessage) -> Input {
+    asked(Request::Stage(Box::new(message)))
+}
+
+fn set_up(key: u64) -> Input {
+    Input::Staging(TaskKey(key), StagingEvent::SetUp)
+}
+
+fn finished(key: u64) -> Input {
+    let droplet = StagedDroplet {
+        sha1: sha1('b'),
+        detected_buildpack: None,
+        buildpack_key: None,
+        start_command: None,
+        process_types: BTreeMap::new(),
+    };
+    Input::Staging(TaskKey(key), StagingEvent::Finished(Ok(Box::new(droplet))))
+}
+
+fn failed(key: u64) -> Input {
+    let error = StagingError { message: "Script exited with status 1".to_owned(), info: None };
+    Input::Staging(TaskKey(key), StagingEvent::Finished(Err(error)))
+}
+
+#[test]
+fn stage_and_start() {
+    let mut scene = Scene::new(config());
+    let start = StartMessage { sha1: None, droplet_uri: None, ..start_message("shop", 0) };
+    scene.check(
+        stage(StagingMessage { start_message: Some(start), ..staging_message("shop", "t1") }),
+        expect![[r#"
+        log of shop Out: Got staging request for app with id shop
+        start staging 1 of shop with 300M and 500M
+    "#]],
+    );
+    scene.check(
+        request(Request::LocateStager),
+        expect![[r#"
+        staging.advertise memory 700M disk 3500M
+    "#]],
+    );
+    scene.check(
+        set_up(1),
+        expect![[r#"
+        to asker: setup of t1: ok
+    "#]],
+    );
+    scene.check(
+        finished(1),
+        expect![[r#"
+        to asker: staging of t1: ok, b
+        log of shop/0 Out: Starting app instance (index 0) with guid shop
+        shop/0 (2) BORN → STARTING
+        fetch droplet b… from nowhere
+    "#]],
+    );
+    scene.check(finished(1), expect![[""]]);
+    scene.check(
+        request(Request::LocateStager),
+        expect![[r#"
+        staging.advertise memory 900M disk 3800M
+    "#]],
+    );
+}
+
+#[test]
+fn a_failed_staging_starts_nothing() {
+    let mut scene = Scene::new(config());
+    scene.take(stage(StagingMessage { start_message: Some(start_message("shop", 0)), ..staging_message("shop", "t1") }));
+    scene.take(set_up(1));
+    scene.check(
+        failed(1),
+        expect![[r#"
+        to asker: staging of t1: Script exited with status 1, no droplet
+    "#]],
+    );
+    scene.take(stage(staging_message("shop", "t2")));
+    scene.check(
+        Input::Staging(TaskKey(2), StagingEvent::SetupFailed("no bits".to_owned())),
+        expect![[r#"
+        to asker: setup of t2: no bits
+        to asker: staging of t2: no bits, no droplet
+    "#]],
+    );
+}
+
+#[test]
+fn admission() {
+    let mut scene = Scene::new(config());
+    let wants =
+        |memory, disk| StagingMessage { memory_limit: Some(Mib(memory)), disk_limit: Some(Mib(disk)), ..staging_message("shop", "t") };
+    scene.check(
+        stage(wants(1001, 4001)),
+        expect![[r#"
+        log of shop Out: Got staging request for app with id shop
+        to asker: staging of t: Not enough disk resources available, no droplet
+    "#]],
+    );
+    scene.check(
+        stage(wants(1001, 4000)),
+        expect![[r#"
+        log of shop Out: Got staging request for app with id shop
+        to asker: staging of t: Not enough memory resources available, no droplet
+    "#]],
+    );
+    scene.check(
+        stage(wants(-5, i64::MIN)),
+        expect![[r#"
+        log of shop Out: Got staging request for app with id shop
+        start staging 1 of shop with 300M and 500M
+    "#]],
+    );
+    let mut big = start_message("shop", 0);
+    (big.limits.mem, big.limits.disk) = (Mib(400), Mib(100));
+    scene.check(
+        stage(StagingMessage { start_message: Some(big), ..staging_message("shop", "t") }),
+        expect![[r#"
+        log of shop Out: Got staging request for app with id shop
+        start staging 2 of shop with 400M and 500M
+    "#]],
+    );
+}
+
+#[test]
+fn setup_that_is_bound_to_fail_is_not_begun() {
+    let mut scene = Scene::new(config());
+    scene.check(
+        stage(StagingMessage { stack: Some("windows".to_owned()), ..staging_message("shop", "t") }),
+        expect![[r#"
+        log of shop Out: Got staging request for app with id shop
+        to asker: setup of t: Error staging: Stack windows does not exist
+        to asker: staging of t: Error staging: Stack windows does not exist, no droplet
+    "#]],
+    );
+    let rule = dewar_protocol::EgressRule {
+        protocol: "sctp".to_owned(),
+        destination: "10.0.0.1".to_owned(),
+        ports: None,
+        icmp_type: None,
+        code: None,
+        log: None,
+    };
+    scene.check(
+        stage(StagingMessage { egress_network_rules: vec![rule], ..staging_message("shop", "t") }),
+        expect![[r#"
+        log of shop Out: Got staging request for app with id shop
+        to asker: setup of t: Invalid protocol in egress rule: sctp
+        to asker: staging of t: Invalid protocol in egress rule: sctp, no droplet
+    "#]],
+    );
+    scene.check(
+        request(Request::LocateStager),
+        expect![[r#"
+        staging.advertise memory 1000M disk 4000M
+    "#]],
+    );
+}
+
+#[test]
+fn stopping() {
+    let mut scene = Scene::new(config());
+    for (app, task) in [("shop", "t1"), ("shop", "t2"), ("blog", "t3")] {
+        scene.take(stage(staging_message(app, task)));
+    }
+    scene.take(set_up(2));
+    scene.check(
+        request(Request::StopStaging(serde_json::from_str(r#"{"app_id":"shop"}"#).unwrap())),
+        expect![[r#"
+        cancel staging 1
+        to asker: staging of t1: Error staging: task stopped, no droplet
+        cancel staging 2
+        to asker: staging of t2: Error staging: task stopped, no droplet
+    "#]],
+    );
+    for late in [set_up(1), finished(1), failed(2)] {
+        scene.check(late, expect![[""]]);
+    }
+    scene.check(stop(r#"{"droplet":"blog","version":"v1"}"#), expect![[""]]);
+    scene.check(
+        stop(r#"{"droplet":"blog"}"#),
+        expect![[r#"
+        cancel staging 3
+        to asker: staging of t3: Error staging: task stopped, no droplet
+    "#]],
+    );
+}
+
+#[test]
+fn a_task_that_does_not_end_is_ended() {
+    let mut scene = Scene::new(config());
+    scene.take(stage(staging_message("shop", "t1")));
+    assert_eq!(scene.wake_until(45 * 60 - 1), []);
+    expect![[r#"
+        cancel staging 1
+        to asker: staging of t1: Staging in container timed out, no droplet
+    "#]]
+    .assert_eq(&shown(&scene.wake_until(45 * 60)));
+}
+
+#[test]
+fn an_agent_that_does_not_stage_says_so() {
+    let mut config = config();
+    config.staging.enabled = false;
+    Scene::new(config).check(
+        stage(staging_message("shop", "t1")),
+        expect![[r#"
+        refused staging.<id>.start: this agent does not stage
+    "#]],
+    );
+}
+
+#[test]
+fn nobody_to_answer_is_no_reason_not_to_stage() {
+    let mut scene = Scene::new(config());
+    scene.take(request(Request::Stage(Box::new(staging_message("shop", "t1")))));
+    scene.check(set_up(1), expect![[""]]);
+    scene.check(finished(1), expect![[""]]);
+    scene.check(
+        request(Request::LocateStager),
+        expect![[r#"
+        staging.advertise memory 1000M disk 4000M
+    "#]],
+    );
+}
