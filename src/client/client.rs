@@ -59,6 +59,14 @@ impl Client {
         Ok(self.bus.flush(FLUSH_TIMEOUT).await?)
     }
 
+    /// What is remembered of an app that was pushed from here.
+    ///
+    /// # Errors
+    /// When the record cannot be read or understood.
+    pub fn record(&self, name: &AppName) -> Result<Option<AppRecord>, ClientError> {
+        Ok(self.records.read(name)?)
+    }
+
     /// The app of this name: as recorded here, else whatever runs under it on the bus.
     ///
     /// # Errors

@@ -41,7 +41,7 @@ pub use error::{ClientError, exit_code};
 pub use manifest::{MANIFEST_FILE, Manifest, ManifestError, app_name_of};
 pub use package::{Package, PackageError, PackageSource};
 pub use package_files::{Entry, EntryKind, IGNORE_FILE, Listing};
-pub use push::{AfterStaging, PushOptions};
+pub use push::{AfterStaging, PushOptions, Routes};
 pub use push_event::{PushEvent, Reporter};
 pub use records::{AppRecord, Phase, RecordError, Records, Release};
 pub use report::{AppReport, AppSummary, InstanceReport};
@@ -49,3 +49,4 @@ pub use screen::{BOLD, DIM, GREEN, OutputFormat, RED, Screen, escape_controls, s
 pub use size::{InvalidSize, parse_size};
 pub use tables::{agents_table, app_table, apps_table};
 pub use transfer::AdvertiseHost;
+pub use watch::CrashWatch;

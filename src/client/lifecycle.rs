@@ -94,21 +94,6 @@ impl Client {
         Ok(locked.forget()?)
     }
 
-    /// Starts these instances of an app again, for someone who has seen them crash.
-    ///
-    /// # Errors
-    /// When the app was not pushed from here, another command is at it, or as starting fails.
-    pub async fn revive(
-        &self,
-        name: &AppName,
-        indices: Vec<u32>,
-        report: Reporter<'_>,
-        stop: &CancellationToken,
-    ) -> Result<(), ClientError> {
-        let (locked, app) = self.lock_ours(name).await?;
-        self.roll_out_here(&locked, &app, indices, report, stop).await
-    }
-
     async fn lock_ours(&self, name: &AppName) -> Result<(LockedApp, AppRecord), ClientError> {
         let locked = self.records.lock(name)?;
         match locked.read()? {

@@ -19,6 +19,9 @@ pub struct Manifest {
     /// Name of the app.
     #[serde(default)]
     pub name: Option<AppName>,
+    /// Host names that lead to the app; an empty list: none, and the app need not listen.
+    #[serde(default)]
+    pub routes: Option<Vec<String>>,
 }
 
 impl Manifest {
@@ -91,8 +94,10 @@ mod tests {
         fs::write(folder.join("worker.wasm"), "").unwrap();
         assert_eq!(name_of(&folder), "my-app");
         assert_eq!(name_of(&folder.join("worker.wasm")), "worker");
-        fs::write(folder.join(MANIFEST_FILE), "name = \"shop\"\n[run]\nworld = \"http\"\n").unwrap();
+        fs::write(folder.join(MANIFEST_FILE), "name = \"shop\"\nroutes = []\n[run]\nworld = \"http\"\n").unwrap();
         assert_eq!(name_of(&folder), "shop");
+        assert_eq!(Manifest::of(&folder).unwrap().routes, Some(vec![]));
+        assert_eq!(Manifest::of(root.path()).unwrap().routes, None);
     }
 
     #[test]

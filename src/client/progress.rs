@@ -2,7 +2,9 @@
 
 use dewar_protocol::CellId;
 
+use crate::app_name::AppName;
 use crate::push_event::PushEvent;
+use crate::records::Phase;
 use crate::screen::{BOLD, DIM, OutputFormat, Screen, styled};
 
 /// How many digits of an agent's id tell it apart for a person.
@@ -41,7 +43,23 @@ impl Screen {
                 self.line(&styled(DIM, &format!("stopping {count} {noun} of {app}")));
                 self.busy(&format!("stopping {noun} of {app}"));
             }
+            PushEvent::Stopped { app } => self.line(&format!("{app} is stopped")),
+            PushEvent::Deleted { app } => self.line(&format!("{app} is deleted")),
+            PushEvent::Done { app, instances, uris, phase, .. } => {
+                self.idle();
+                self.line(&last_words(app, *instances, uris, *phase));
+            }
         }
+    }
+}
+
+fn last_words(app: &AppName, instances: u32, uris: &[String], phase: Phase) -> String {
+    let count = if instances == 1 { "1 instance".to_owned() } else { format!("{instances} instances") };
+    match phase {
+        Phase::Started if uris.is_empty() => format!("{app} runs with {count}, without a route"),
+        Phase::Started => format!("{app} runs with {count} at {}", uris.join(", ")),
+        Phase::Staged => format!("{app} is staged; start it with: dewar restart {app}"),
+        Phase::Stopped => format!("{app} is stopped, and will run with {count}"),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::app_name::AppName;
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::identifiers::random_uuid;
+use crate::manifest::Manifest;
 use crate::package::{Package, PackageSource};
 use crate::push_event::{PushEvent, Reporter};
 use crate::records::{AppRecord, LockedApp, Phase, Release};
@@ -39,8 +40,8 @@ pub struct PushOptions {
     pub buildpack: Option<String>,
     /// `NAME=value` each; a name replaces what an earlier push said of it.
     pub environment: Vec<Secret<String>>,
-    /// Host names; empty: as before, or `<name>.localhost`.
-    pub routes: Vec<String>,
+    /// Which host names lead to the app.
+    pub routes: Routes,
     /// Overrides the droplet's start command.
     pub start_command: Option<String>,
     /// What to do once the droplet is here.
@@ -59,11 +60,53 @@ impl PushOptions {
             disk: None,
             buildpack: None,
             environment: Vec::new(),
-            routes: Vec::new(),
+            routes: Routes::Keep,
             start_command: None,
             after_staging: AfterStaging::Start,
         }
     }
+}
+
+/// Which host names lead to an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Routes {
+    /// As an earlier push said, or `<name>.localhost`.
+    Keep,
+    /// None: the app is a worker and need not listen.
+    None,
+    /// These.
+    Hosts(Vec<String>),
+}
+
+impl Routes {
+    /// As the package itself wants it.
+    #[must_use]
+    pub fn from_manifest(manifest: &Manifest) -> Self {
+        match &manifest.routes {
+            None => Self::Keep,
+            Some(hosts) if hosts.is_empty() => Self::None,
+            Some(hosts) => Self::Hosts(hosts.clone()),
+        }
+    }
+
+    fn resolve(&self, name: &AppName, previous: Option<&AppRecord>) -> Result<Vec<String>, ClientError> {
+        match (self, previous) {
+            (Self::None, _) => Ok(Vec::new()),
+            (Self::Keep, Some(app)) => Ok(app.uris.clone()),
+            (Self::Keep, None) => Ok(vec![format!("{name}.{DOMAIN_DEFAULT}")]),
+            (Self::Hosts(hosts), _) => match hosts.iter().find(|host| !is_host(host)) {
+                Some(bad) => Err(ClientError::Usage(format!("`{}` is no host name", bad.escape_debug()))),
+                None => Ok(hosts.iter().map(|host| host.to_ascii_lowercase()).collect()),
+            },
+        }
+    }
+}
+
+fn is_host(text: &str) -> bool {
+    (1..=253).contains(&text.len())
+        && text
+            .split('.')
+            .all(|label| (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')))
 }
 
 /// What to do once the droplet is here.
@@ -85,10 +128,10 @@ impl Client {
         let locked = self.records.lock(&options.name)?;
         locked.prepare()?;
         let previous = locked.read()?;
+        let settings = Settings::of(options, previous.as_ref())?;
         let package = pack(options.source.clone()).await?;
         report(PushEvent::Packaged { app: options.name.clone(), files: package.files, bytes: package.bytes });
         let server = TransferServer::start(&self.advertise).await.map_err(ClientError::Serve)?;
-        let settings = Settings::of(options, previous.as_ref())?;
         let pushed = self.stage_and_start(&locked, options, &settings, (&package, &server), report, stop).await;
         if previous.is_none()
             && let Err((_, Some(app))) = &pushed
@@ -151,14 +194,9 @@ impl Settings {
             Some(app) => app.id.clone(),
             None => AppId(fresh_uuid()?),
         };
-        let uris = match previous {
-            _ if !options.routes.is_empty() => options.routes.clone(),
-            Some(app) => app.uris.clone(),
-            None => vec![format!("{}.{DOMAIN_DEFAULT}", options.name)],
-        };
         Ok(Self {
             id,
-            uris,
+            uris: options.routes.resolve(&options.name, previous)?,
             instances: options.instances.or(previous.map(|app| app.instances)).unwrap_or(1),
             memory: options.memory.or(previous.map(|app| app.memory)).unwrap_or(MEMORY_DEFAULT),
             disk: options.disk.or(previous.map(|app| app.disk)).unwrap_or(DISK_DEFAULT),
@@ -245,6 +283,19 @@ mod tests {
     fn a_later_environment_replaces_by_name() {
         let pairs = |texts: &[&str]| texts.iter().map(|text| Secret((*text).to_owned())).collect::<Vec<_>>();
         assert_eq!(merge(&pairs(&["A=1", "B=2"]), &pairs(&["B=3=4", "C="])), pairs(&["A=1", "B=3=4", "C="]));
+    }
+
+    #[test]
+    fn routes() {
+        let name: AppName = "hello".parse().unwrap();
+        assert_eq!(Routes::Keep.resolve(&name, None).unwrap(), ["hello.localhost"]);
+        assert!(Routes::None.resolve(&name, None).unwrap().is_empty());
+        let hosts = |hosts: &[&str]| Routes::Hosts(hosts.iter().map(|host| (*host).to_owned()).collect());
+        assert_eq!(hosts(&["A.example.net", "b"]).resolve(&name, None).unwrap(), ["a.example.net", "b"]);
+        for bad in ["", "a b", "a..b", ".a", "a/b", "a:80", "ä", "x\n"] {
+            let error = hosts(&[bad]).resolve(&name, None).unwrap_err();
+            assert_eq!(error.exit_code(), crate::exit_code::USAGE, "{bad}");
+        }
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! What a command tells while it works; `dewar push`, `dewar dev` and `--json` all render these.
 
-use dewar_protocol::{CellId, DropletSha1, LogLine};
+use dewar_protocol::{AppId, CellId, DropletSha1, LogLine};
 use serde::Serialize;
 
 use crate::app_name::AppName;
+use crate::records::{AppRecord, Phase};
 
 /// One thing that happened. As JSON: an object whose `event` names the variant in snake case, with the fields below.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -70,6 +71,49 @@ pub enum PushEvent {
         /// How many.
         count: usize,
     },
+    /// The app has no instances any more.
+    Stopped {
+        /// The app.
+        app: AppName,
+    },
+    /// The app is forgotten.
+    Deleted {
+        /// The app.
+        app: AppName,
+    },
+    /// All is done; this is how the app was left.
+    Done {
+        /// The app.
+        app: AppName,
+        /// Its id on the bus.
+        id: AppId,
+        /// Its version.
+        version: String,
+        /// Digest of its droplet.
+        droplet_sha1: DropletSha1,
+        /// `staged`, `started` or `stopped`.
+        phase: Phase,
+        /// Instances wanted.
+        instances: u32,
+        /// Routes.
+        uris: Vec<String>,
+    },
+}
+
+impl PushEvent {
+    /// That all is done with this app.
+    #[must_use]
+    pub fn done(app: &AppRecord) -> Self {
+        Self::Done {
+            app: app.name.clone(),
+            id: app.id.clone(),
+            version: app.release.version.clone(),
+            droplet_sha1: app.release.droplet.clone(),
+            phase: app.phase,
+            instances: app.instances,
+            uris: app.uris.clone(),
+        }
+    }
 }
 
 /// Takes events as they happen. Must not block for long: nothing else goes on meanwhile.

@@ -105,8 +105,11 @@ impl Screen {
         }
     }
 
-    /// An app's line, prefixed with who wrote it.
+    /// An app's line, prefixed with who wrote it; as JSON, the line as it is on the bus.
     pub fn log_line(&mut self, app: &AppName, line: &LogLine) {
+        if self.format == OutputFormat::Json {
+            return self.object(line);
+        }
         let who = match (line.source, line.index) {
             (LogSource::Stg, _) | (_, None) => app.to_string(),
             (LogSource::App | LogSource::Dea, Some(index)) => format!("{app}/{index}"),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dewar_bus::{Bus, Subscription};
-use dewar_protocol::{AppId, DropletExited, FindDroplet, FoundInstance, Heartbeat, subjects};
+use dewar_protocol::{AppId, DropletExited, ExitReason, FindDroplet, FoundInstance, Heartbeat, subjects};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::client::{Client, FLUSH_TIMEOUT, decode};
@@ -93,5 +93,33 @@ impl InstanceWatch {
 
     fn closed() -> ClientError {
         ClientError::Bus(dewar_bus::BusError::Closed { subject: subjects::DEA_FIND_DROPLET.to_owned() })
+    }
+}
+
+/// Crashes of any app on the bus, as agents tell them.
+#[derive(Debug)]
+pub struct CrashWatch {
+    exits: Subscription,
+}
+
+impl CrashWatch {
+    /// The next crash; `None` once the bus client is closed. Cancel safe.
+    pub async fn next(&mut self) -> Option<DropletExited> {
+        loop {
+            let exited: Option<DropletExited> = decode(&self.exits.next().await?.payload);
+            if let Some(exited) = exited.filter(|exited| exited.reason == ExitReason::Crashed) {
+                return Some(exited);
+            }
+        }
+    }
+}
+
+impl Client {
+    /// Watches for crashes from now on. Some thousand may wait to be looked at; beyond that the newest are lost.
+    ///
+    /// # Errors
+    /// When the bus refuses.
+    pub async fn watch_crashes(&self) -> Result<CrashWatch, ClientError> {
+        Ok(CrashWatch { exits: self.bus.subscribe(subjects::DROPLET_EXITED).await? })
     }
 }
