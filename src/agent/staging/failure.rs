@@ -1,0 +1,131 @@
+//! Why a staging fails, and how the app's developer is told.
+
+use dewar_core::StagingError;
+use dewar_protocol::{ErrorInfo, StagingFailure};
+use dewar_sandbox::{BuildpackError, InvalidEgressRule, ProgramError};
+
+use super::buildpacks::BuildpackSetupError;
+use super::droplet::PackError;
+use super::info::InvalidProcfile;
+use super::upload::UploadError;
+use crate::archive::UnpackError;
+use crate::droplet_store::StoreError;
+use crate::transfer::DownloadError;
+use crate::tree::TreeError;
+
+/// Why a staging fails.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("Error staging: Stack {0} does not exist")]
+    UnknownStack(String),
+    #[error("Error staging: failed to {0}")]
+    Egress(#[from] InvalidEgressRule),
+    #[error("Error staging: {0}")]
+    Buildpacks(#[from] BuildpackSetupError),
+    #[error("Error staging: app package: {0}")]
+    Download(#[source] DownloadError),
+    #[error("Error staging: app package: failed to {0}")]
+    Package(#[source] UnpackError),
+    #[error("An application could not be detected by any available buildpack")]
+    NoAppDetected,
+    #[error("Buildpack compilation step failed: {0}")]
+    Compile(String),
+    #[error("Release info failed:\n{0}")]
+    Release(String),
+    #[error("{0}")]
+    Procfile(#[from] InvalidProcfile),
+    #[error("The buildpack wrote no droplet.wasm")]
+    NoComponent,
+    #[error("The droplet is of no use: failed to {0}")]
+    Component(#[source] ProgramError),
+    #[error("The droplet is of no use: the buildpack wants it run as {wanted}, which it does not export")]
+    WrongWorld { wanted: &'static str },
+    #[error("Buildpack {name} is of no use: failed to {source}")]
+    Buildpack { name: String, source: ProgramError },
+    #[error("Staging in container timed out")]
+    TimedOut,
+    #[error("Error staging: failed to {0}")]
+    Pack(#[source] PackError),
+    #[error("Error staging: failed to {0}")]
+    Store(#[from] StoreError),
+    #[error("Error staging: failed to {what}: {source}")]
+    Disk { what: &'static str, source: std::io::Error },
+    #[error("Error staging: failed to {0}")]
+    Agent(String),
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    #[error("Error staging: task stopped")]
+    Stopped,
+}
+
+impl Failure {
+    /// What a failed compile step means.
+    pub(super) fn of_compile(error: BuildpackError) -> Self {
+        Self::of_step(error, Self::Compile)
+    }
+
+    /// What a failed release step means.
+    pub(super) fn of_release(error: BuildpackError) -> Self {
+        Self::of_step(error, Self::Release)
+    }
+
+    fn of_step(error: BuildpackError, failed: fn(String) -> Self) -> Self {
+        match error {
+            BuildpackError::Refused(text) => failed(text),
+            BuildpackError::TimedOut(_) => Self::TimedOut,
+            BuildpackError::Cancelled => Self::Stopped,
+            BuildpackError::Setup(_) => Self::Agent(error.to_string()),
+            BuildpackError::Trapped(_) | BuildpackError::Exited(_) | BuildpackError::OutOfMemory(_) | BuildpackError::DiskFull { .. } => {
+                failed(format!("failed to {error}"))
+            }
+        }
+    }
+
+    /// The class under which a Cloud Controller knows it; none for what the developer cannot mend.
+    fn kind(&self) -> Option<StagingFailure> {
+        match self {
+            Self::NoAppDetected => Some(StagingFailure::NoAppDetectedError),
+            Self::Compile(_) => Some(StagingFailure::BuildpackCompileFailed),
+            Self::Release(_) => Some(StagingFailure::BuildpackReleaseFailed),
+            Self::Package(_) | Self::Procfile(_) | Self::NoComponent | Self::Component(_) | Self::WrongWorld { .. } => {
+                Some(StagingFailure::StagingError)
+            }
+            Self::Buildpack { .. } => Some(StagingFailure::StagingError),
+            Self::UnknownStack(_) | Self::Egress(_) | Self::Buildpacks(_) | Self::Download(_) | Self::TimedOut => None,
+            Self::Pack(_) | Self::Store(_) | Self::Disk { .. } | Self::Agent(_) | Self::Upload(_) | Self::Stopped => None,
+        }
+    }
+}
+
+impl From<Failure> for StagingError {
+    fn from(failure: Failure) -> Self {
+        let message = failure.to_string();
+        let info = failure.kind().map(|kind| ErrorInfo { kind, message: message.clone() });
+        Self { message, info }
+    }
+}
+
+impl From<UnpackError> for Failure {
+    fn from(error: UnpackError) -> Self {
+        match error {
+            UnpackError::Tree(TreeError::Cancelled) => Self::Stopped,
+            UnpackError::Tree(TreeError::Write { source, .. }) => Self::Disk { what: "store the app package", source },
+            error => Self::Package(error),
+        }
+    }
+}
+
+impl From<PackError> for Failure {
+    fn from(error: PackError) -> Self {
+        if matches!(error, PackError::Cancelled) { Self::Stopped } else { Self::Pack(error) }
+    }
+}
+
+impl From<ProgramError> for Failure {
+    fn from(error: ProgramError) -> Self {
+        match error {
+            ProgramError::Read { .. } | ProgramError::Compiler(_) => Self::Agent(error.to_string()),
+            error => Self::Component(error),
+        }
+    }
+}

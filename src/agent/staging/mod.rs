@@ -1,0 +1,129 @@
+//! From package to droplet.
+//!
+//! ```text
+//! setup:    the operator's buildpacks · the app's own · package and buildpack cache        (then the first reply)
+//! staging:  unpack → fingerprint → known? ─ yes ─────────────────────────────────────────────────┐
+//!                                     └ no → detect → compile → release → check → pack → store ──┴→ upload
+//! ```
+//!
+//! Each staging has a directory of its own and shares nothing with others but what is named by its content. It ends at once when
+//! it is stopped, and whatever its end, its directory is gone.
+
+mod build;
+mod buildpack_cache;
+mod buildpacks;
+mod cache;
+mod droplet;
+mod failure;
+mod fingerprint;
+mod info;
+mod size;
+mod task;
+mod upload;
+mod workspace;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dewar_core::{StagedDroplet, StagingError, StagingSpec};
+use dewar_protocol::LogStream;
+use dewar_sandbox::{OutputSink, Sandboxes};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::buildpack_cache::BuildpackCaches;
+use self::buildpacks::AdminBuildpacks;
+use self::cache::OutcomeCache;
+pub use self::info::{InvalidInfo, StagingInfo};
+use self::task::{Phase, Task};
+use self::workspace::Workspace;
+use crate::droplet_store::DropletStore;
+use crate::transfer::Transfers;
+
+/// Settings of a [`Stager`].
+#[derive(Debug, Clone)]
+pub struct StagerConfig {
+    /// The agent's own directory: `staging`, `admin_buildpacks`, `buildpack_caches` and `staging_cache` are made in it. The droplet
+    /// store must be on the same file system.
+    pub base_dir: PathBuf,
+    /// Names of the stacks that can be staged for; the first is the default.
+    pub stacks: Vec<String>,
+    /// For all of unpacking and running buildpacks; downloads and uploads have bounds of their own.
+    pub max_duration: Duration,
+    /// Files and directories of package, cache and droplet together.
+    pub inodes: u64,
+}
+
+/// Why staging failed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StagingFailed {
+    /// Before `set_up` was called.
+    pub during_setup: bool,
+    /// For the reply.
+    pub error: StagingError,
+}
+
+/// Turns packages into droplets. Cheap to clone; any number of stagings at a time, of one app or of many.
+#[derive(Debug, Clone)]
+pub struct Stager(Arc<Means>);
+
+/// What all stagings share.
+#[derive(Debug)]
+struct Means {
+    config: StagerConfig,
+    /// Where the directories of stagings are.
+    staging_dir: PathBuf,
+    sandboxes: Sandboxes,
+    droplets: DropletStore,
+    transfers: Transfers,
+    admin_buildpacks: AdminBuildpacks,
+    buildpack_caches: BuildpackCaches,
+    outcomes: OutcomeCache,
+}
+
+impl Stager {
+    /// Makes the directories that staging needs, and removes what a previous process left behind.
+    ///
+    /// # Errors
+    /// When a directory cannot be made or emptied.
+    pub fn new(config: StagerConfig, sandboxes: Sandboxes, droplets: DropletStore, transfers: Transfers) -> io::Result<Self> {
+        let staging_dir = config.base_dir.join("staging");
+        Workspace::prepare(&staging_dir)?;
+        let admin_buildpacks = AdminBuildpacks::open(config.base_dir.join("admin_buildpacks"))?;
+        let buildpack_caches = BuildpackCaches::open(config.base_dir.join("buildpack_caches"))?;
+        let outcomes = OutcomeCache::open(config.base_dir.join("staging_cache"))?;
+        let means = Means { config, staging_dir, sandboxes, droplets, transfers, admin_buildpacks, buildpack_caches, outcomes };
+        Ok(Self(Arc::new(means)))
+    }
+
+    /// Stages: `set_up` is called when the buildpacks are about to run. On success the droplet is in the store, and uploaded.
+    ///
+    /// # Errors
+    /// See [`StagingFailed`]. Once `stop` is cancelled the text is `Error staging: task stopped`.
+    pub async fn run(
+        &self,
+        spec: &StagingSpec,
+        log: OutputSink,
+        set_up: impl FnOnce() + Send,
+        stop: CancellationToken,
+    ) -> Result<StagedDroplet, StagingFailed> {
+        // What runs on other threads is told to end also when this future is dropped.
+        let stop = stop.child_token();
+        let _stop_with_this = stop.clone().drop_guard();
+        let mut task = Task::new(Arc::clone(&self.0), spec, Arc::clone(&log), stop);
+        let outcome = task.run(set_up).await;
+        let during_setup = task.phase() == Phase::Setup;
+        task.clean_up().await;
+        outcome
+            .map_err(|failure| {
+                warn!(cause = %failure, during_setup, "staging failed");
+                let error = StagingError::from(failure);
+                log.line(LogStream::Err, &format!("Staging failed: {}", error.message));
+                StagingFailed { during_setup, error }
+            })
+            .inspect(|droplet| info!(droplet_sha1 = %droplet.sha1, "staged"))
+    }
+}
+
