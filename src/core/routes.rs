@@ -367,6 +367,12 @@ impl<A> RouteTable<A> {
         self.routes
     }
 
+    /// Hosts and wildcards, those without endpoints included.
+    #[must_use]
+    pub fn host_count(&self) -> usize {
+        self.pools.len()
+    }
+
     /// Distinct addresses.
     #[must_use]
     pub fn endpoint_count(&self) -> usize {
