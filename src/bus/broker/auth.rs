@@ -29,6 +29,13 @@ pub(super) struct ClientOptions {
     auth_token: Option<Secret<String>>,
 }
 
+impl ClientOptions {
+    /// From the JSON of a CONNECT. It has to be an object: serde would take an array for one, too.
+    pub(super) fn parse(json: &[u8]) -> Option<Self> {
+        if json.first() == Some(&b'{') { serde_json::from_slice(json).ok() } else { None }
+    }
+}
+
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {

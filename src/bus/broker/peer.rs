@@ -32,14 +32,6 @@ pub(super) struct Subscription {
     max: AtomicU64,
 }
 
-/// What became of a new subscription.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Added {
-    New,
-    Known,
-    TooMany,
-}
-
 /// A message on its way out.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outgoing<'a> {
@@ -65,17 +57,14 @@ impl Peer {
         Self { id, outbox: Outbox::new(max_pending), headers: AtomicBool::new(false), subscriptions: Mutex::default() }
     }
 
-    /// Adds a subscription, unless its number is in use or there are `max` already.
-    pub(super) fn add(&self, subscription: &Arc<Subscription>, max: usize) -> Added {
+    /// Adds a subscription; says whether there was room for it beside `max` others.
+    pub(super) fn add(&self, subscription: &Arc<Subscription>, max: usize) -> bool {
         let mut subscriptions = self.subscriptions();
-        if subscriptions.contains_key(&subscription.sid) {
-            return Added::Known;
+        let room = subscriptions.len() < max;
+        if room {
+            subscriptions.insert(subscription.sid.clone(), Arc::clone(subscription));
         }
-        if subscriptions.len() >= max {
-            return Added::TooMany;
-        }
-        subscriptions.insert(subscription.sid.clone(), Arc::clone(subscription));
-        Added::New
+        room
     }
 
     /// The subscription with a number.

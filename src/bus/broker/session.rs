@@ -11,7 +11,7 @@ use super::auth::ClientOptions;
 use super::interest::Group;
 use super::outbox::Appended;
 use super::parser::{Op, Publish, Violation};
-use super::peer::{Added, Delivered, Outgoing, Peer, Subscription};
+use super::peer::{Delivered, Outgoing, Peer, Subscription};
 use super::server::Shared;
 use super::subject;
 
@@ -106,7 +106,7 @@ impl Session {
     }
 
     fn connect(&mut self, json: &[u8]) -> Result<(), Violation> {
-        let options: ClientOptions = serde_json::from_slice(json).map_err(|_| Violation::Protocol)?;
+        let options = ClientOptions::parse(json).ok_or(Violation::Protocol)?;
         if !self.shared.config.auth.admits(&options) {
             warn!(client = self.peer.id, name = options.name, "client with wrong credentials refused");
             return Err(Violation::Authorization);
@@ -129,17 +129,15 @@ impl Session {
     }
 
     fn subscribe(&mut self, subject: &[u8], queue: Option<&[u8]>, sid: &[u8]) {
-        if !subject::is_valid_subscription(subject) {
-            return self.say_error("Invalid Subject");
-        }
-        let subscription = Arc::new(Subscription::new(subject, queue, sid, Arc::clone(&self.peer)));
-        let added = match self.peer.add(&subscription, self.shared.config.max_subscriptions) {
-            Added::New => true,
-            // A second subscription under a number in use is no subscription, as in nats-server.
-            Added::Known => false,
-            Added::TooMany => return self.say_error("maximum subscriptions exceeded"),
-        };
-        if added {
+        // A second subscription under a number in use is no subscription, valid or not, as in nats-server.
+        if self.peer.find(sid).is_none() {
+            if !subject::is_valid_subscription(subject) {
+                return self.say_error("Invalid Subject");
+            }
+            let subscription = Arc::new(Subscription::new(subject, queue, sid, Arc::clone(&self.peer)));
+            if !self.peer.add(&subscription, self.shared.config.max_subscriptions) {
+                return self.say_error("maximum subscriptions exceeded");
+            }
             self.shared.interest_mut().insert(subscription);
         }
         self.acknowledge();
@@ -159,10 +157,10 @@ impl Session {
         if message.headers.is_some() && !self.options.headers {
             return Err(Violation::HeadersNotNegotiated);
         }
-        self.acknowledge();
         if self.options.pedantic && (!subject::is_well_formed(message.subject) || subject::has_wildcard(message.subject)) {
             self.say_error("Invalid Publish Subject");
         }
+        self.acknowledge();
         let delivered = self.route(message);
         for subscription in std::mem::take(&mut self.aftermath.last) {
             self.shared.remove(&subscription);
@@ -207,14 +205,13 @@ impl Session {
         delivered
     }
 
-    /// Answers a request that nobody listens for, on the subscription of this client that waits for the answer.
+    /// Answers a request that nobody listens for, on the subscription of this client that waits for the answer. One in a
+    /// group does not count, as in nats-server.
     fn say_no_responders(&mut self, reply: &[u8]) {
         let mut waiting = None;
         let interest = self.shared.interest();
         interest.visit(reply, &mut |receivers| {
-            let groups = receivers.groups.iter().flat_map(|group| &group.members);
-            waiting =
-                waiting.take().or_else(|| receivers.plain.iter().chain(groups).find(|other| other.peer().id == self.peer.id).cloned());
+            waiting = waiting.take().or_else(|| receivers.plain.iter().find(|other| other.peer().id == self.peer.id).cloned());
         });
         drop(interest);
         if let Some(subscription) = waiting {

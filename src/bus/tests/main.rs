@@ -1,0 +1,11 @@
+//! The client and the broker over real sockets, with a real nats-server beside them.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions around it")]
+
+mod authentication;
+mod client;
+mod fixtures;
+mod hostile;
+mod lifecycle;
+mod oracle;
+mod random_oracle;
