@@ -1,13 +1,44 @@
 //! The daemon: one driver task around the core.
+//!
+//! ```text
+//! bus → inbound → driver ⇄ core::Cell
+//!                   ↓ ↑
+//!                 effects → outbox → bus
+//!                         → instances → sandbox
+//!                         → stagings  → staging
+//! ```
+//!
+//! [`AgentConfig`] is what the operator decides, [`Agent::start`] puts everything together, [`AgentHandle`] waits for its end.
 
 pub mod droplet_store;
 pub mod staging;
 pub mod transfer;
 
+mod agent;
 mod archive;
+mod base_dir;
 mod blocking;
+mod config;
 mod digest;
+mod driver;
+mod effects;
+mod http;
+mod inbound;
+mod instances;
+mod listener;
+mod log_counts;
+mod logs;
+mod outbox;
+mod ports;
+mod stagings;
 mod tree;
 
 #[cfg(test)]
 mod test_server;
+
+pub use agent::{Agent, AgentError, AgentHandle};
+pub use base_dir::{BaseDirError, PidFileError};
+pub use config::{
+    AgentConfig, CompatConfig, ConfigError, DevAgent, InstanceConfig, LogFormat, LoggingConfig, StagingSettings, StatusConfig,
+};
+pub use log_counts::LogCounts;

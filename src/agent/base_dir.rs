@@ -1,0 +1,256 @@
+//! The agent's directory on disk: who may use it, what is in it, what a previous process left there. And the pid file.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use dewar_protocol::InstanceId;
+use tracing::{info, warn};
+
+/// A directory that belongs to this process as long as the value lives.
+#[derive(Debug)]
+pub(crate) struct BaseDir {
+    paths: Paths,
+    /// Locked; the lock goes with the process, however it ends.
+    lock: File,
+}
+
+/// Where things are. Cheap enough to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    base: PathBuf,
+}
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseDirError {
+    /// Another agent works in it.
+    #[error("use {path}: another agent works in this directory")]
+    InUse {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// The disk says no.
+    #[error("use {path}")]
+    Disk {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Paths {
+    pub(crate) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    pub(crate) fn droplets(&self) -> PathBuf {
+        self.base.join("droplets")
+    }
+
+    pub(crate) fn artifacts(&self) -> PathBuf {
+        self.base.join("artifacts")
+    }
+
+    /// An instance's own directory, with `app`, `tmp` and `logs` in it.
+    pub(crate) fn instance(&self, id: &InstanceId) -> PathBuf {
+        self.base.join("instances").join(id.as_str())
+    }
+
+    /// What is kept of a crash: `logs`.
+    pub(crate) fn crash(&self, id: &InstanceId) -> PathBuf {
+        self.base.join("crashes").join(id.as_str())
+    }
+}
+
+impl BaseDir {
+    /// Makes the directory where it is missing, takes it for this process, and removes instances and crashes that a previous process
+    /// left behind: sandboxes do not outlive their process, and nobody remembers the crashes.
+    ///
+    /// # Errors
+    /// When another agent has it, or the disk fails.
+    pub(crate) fn claim(base: &Path) -> Result<Self, BaseDirError> {
+        fn disk(path: &Path) -> impl FnOnce(io::Error) -> BaseDirError {
+            let path = path.to_owned();
+            move |source| BaseDirError::Disk { path, source }
+        }
+        private_dir(base).map_err(disk(base))?;
+        fs::set_permissions(base, fs::Permissions::from_mode(0o700)).map_err(disk(base))?;
+        // Sandboxes are told absolute paths, which stay right wherever the process goes.
+        let base = base.canonicalize().map_err(disk(base))?;
+        let lock_path = base.join("agent.lock");
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path).map_err(disk(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(BaseDirError::InUse { path: base }),
+            Err(TryLockError::Error(source)) => return Err(BaseDirError::Disk { path: lock_path, source }),
+        }
+        for name in ["instances", "crashes"] {
+            let dir = base.join(name);
+            sweep(&dir).map_err(disk(&dir))?;
+        }
+        for name in ["instances", "crashes", "tmp", "staging", "droplets", "artifacts"] {
+            let dir = base.join(name);
+            private_dir(&dir).map_err(disk(&dir))?;
+        }
+        Ok(Self { paths: Paths { base }, lock })
+    }
+
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.paths
+    }
+}
+
+impl Drop for BaseDir {
+    fn drop(&mut self) {
+        // To close the file is not enough while a child process that is just being started has it, too.
+        if let Err(error) = self.lock.unlock() {
+            warn!(base_dir = %self.paths.base.display(), %error, "directory not given back before the end of the process");
+        }
+    }
+}
+
+fn private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn sweep(dir: &Path) -> io::Result<()> {
+    match fs::read_dir(dir).map(Iterator::count) {
+        Ok(0) => Ok(()),
+        Ok(count) => {
+            info!(dir = %dir.display(), count, "left-overs removed");
+            fs::remove_dir_all(dir)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file with this process's id. It is removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct PidFile {
+    path: PathBuf,
+}
+
+/// Why there is no pid file.
+#[derive(Debug, thiserror::Error)]
+pub enum PidFileError {
+    /// The process that it names lives.
+    #[error("Process already running (pid={pid}).")]
+    Running {
+        /// Its id.
+        pid: i32,
+    },
+    /// The disk says no.
+    #[error("Cannot create pid file at {path} ({reason})")]
+    Disk {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        reason: io::Error,
+    },
+}
+
+/// Bytes that are read of an old pid file; a pid has fewer.
+const PID_FILE_BYTES: u64 = 32;
+
+impl PidFile {
+    /// Writes the file. An old one that names no process, a dead one, or this one, is overwritten. The directory must exist.
+    ///
+    /// # Errors
+    /// When the process it names lives, or the disk fails.
+    pub(crate) fn create(path: &Path) -> Result<Self, PidFileError> {
+        let disk = |reason| PidFileError::Disk { path: path.to_owned(), reason };
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path).map_err(disk)?;
+        file.lock().map_err(disk)?;
+        let mut old = String::new();
+        // What is no number names no process.
+        let old = (&file).take(PID_FILE_BYTES).read_to_string(&mut old).ok().and_then(|_| old.trim().parse().ok());
+        let own = std::process::id();
+        if let Some(pid) = old.filter(|pid: &i32| u32::try_from(*pid) != Ok(own) && is_alive(*pid)) {
+            return Err(PidFileError::Running { pid });
+        }
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{own}")).map_err(disk)?;
+        Ok(Self { path: path.to_owned() })
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            warn!(path = %self.path.display(), %error, "pid file not removed");
+        }
+    }
+}
+
+fn is_alive(pid: i32) -> bool {
+    rustix::process::Pid::from_raw(pid).is_some_and(|pid| {
+        // A process of another user cannot be signalled, but lives.
+        matches!(rustix::process::test_kill_process(pid), Ok(()) | Err(rustix::io::Errno::PERM))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_private_and_has_one_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("a/b");
+        let claimed = BaseDir::claim(&base).unwrap();
+        assert_eq!(fs::metadata(&base).unwrap().permissions().mode() & 0o777, 0o700);
+        let error = BaseDir::claim(&base).unwrap_err();
+        assert!(error.to_string().ends_with("another agent works in this directory"), "{error}");
+        drop(claimed);
+        BaseDir::claim(&base).unwrap();
+    }
+
+    #[test]
+    fn left_overs_go_and_droplets_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["instances/1/app", "crashes/2/logs", "droplets/3"] {
+            fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        let _claimed = BaseDir::claim(dir.path()).unwrap();
+        let there = ["instances/1", "crashes/2", "droplets/3"].map(|path| dir.path().join(path).exists());
+        assert_eq!(there, [false, false, true]);
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("file");
+        fs::write(&base, "").unwrap();
+        assert_eq!(BaseDir::claim(&base).unwrap_err().to_string(), format!("use {}", base.display()));
+    }
+
+    #[test]
+    fn a_pid_file_refuses_the_living_and_replaces_the_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.pid");
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(&path, format!("{}\n", child.id())).unwrap();
+        let error = PidFile::create(&path).unwrap_err();
+        assert_eq!(error.to_string(), format!("Process already running (pid={}).", child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for old in [format!("{}\n", child.id()), "0".to_owned(), "nonsense".to_owned(), format!("{}", std::process::id())] {
+            fs::write(&path, old).unwrap();
+            let file = PidFile::create(&path).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+            drop(file);
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
+    fn a_pid_file_without_its_directory_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = PidFile::create(&dir.path().join("missing/agent.pid")).unwrap_err();
+        assert!(error.to_string().starts_with("Cannot create pid file at "), "{error}");
+    }
+}

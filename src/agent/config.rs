@@ -1,0 +1,206 @@
+//! What an operator decides: a file in the DEA's own YAML, checked as a whole before anything happens.
+//!
+//! A `dea.yml` is accepted as it is. Keys that only Warden, Ruby or later additions needed are taken note of and do nothing; unknown
+//! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `instance.ports.*`, `instance.http.*`, `compile.*`,
+//! `compat.*`, `logging.format`, limits under `staging.*`.
+
+mod check;
+mod reader;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dewar_bus::BusConfig;
+use dewar_core::{Capacity, ExitedReasons, Intervals};
+use dewar_protocol::{Bytes, Secret};
+use dewar_sandbox::{CompileLimits, HttpLimits};
+use serde_json::{Value, json};
+use tracing::level_filters::LevelFilter;
+
+use crate::log_counts::LogCounts;
+
+/// The configuration of an agent, complete and checked.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Work directory; made with mode 0700, used by one agent at a time.
+    pub base_dir: PathBuf,
+    /// Job index.
+    pub index: u32,
+    /// The address under which peers reach this host; `None`: the one that the default route goes out from.
+    pub local_ip: Option<IpAddr>,
+    /// Holds the process id while the agent runs.
+    pub pid_file: Option<PathBuf>,
+    /// What is logged and where to.
+    pub logging: LoggingConfig,
+    /// NATS servers and credentials.
+    pub bus: BusConfig,
+    /// The server of `/varz` and `/healthz`.
+    pub status: StatusConfig,
+    /// How often things are published.
+    pub intervals: Intervals,
+    /// What can be promised, after overcommit.
+    pub capacity: Capacity,
+    /// Names of the stacks, best first.
+    pub stacks: Vec<String>,
+    /// Availability zone.
+    pub zone: String,
+    /// From launch to an open port, where the start message does not say.
+    pub health_check_timeout: Duration,
+    /// How long a crash is kept.
+    pub crash_lifetime: Duration,
+    /// What instances may use and where they are reached.
+    pub instance: InstanceConfig,
+    /// Whether and how this agent stages.
+    pub staging: StagingSettings,
+    /// Limits on compiling components.
+    pub compile: CompileLimits,
+    /// Bytes of native code kept on disk.
+    pub artifact_bytes: Bytes,
+    /// Executable whose hidden sub-command compiles components; `None`: the running one.
+    pub compiler: Option<PathBuf>,
+    /// How much of each era of the protocol is spoken.
+    pub compat: CompatConfig,
+    effective: Value,
+}
+
+/// What is logged and where to.
+#[derive(Debug, Clone)]
+pub struct LoggingConfig {
+    /// The least important level that is logged.
+    pub level: LevelFilter,
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Appended to; `None`: standard output.
+    pub file: Option<PathBuf>,
+    /// Counts lines by level, for `/varz`; a layer to add to the subscriber.
+    pub counts: LogCounts,
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The server of `/varz` and `/healthz`.
+#[derive(Debug, Clone)]
+pub struct StatusConfig {
+    /// Port; 0: any.
+    pub port: u16,
+    /// Basic-auth user; `None`: drawn at start.
+    pub user: Option<String>,
+    /// Basic-auth password; `None`: drawn at start.
+    pub password: Option<Secret<String>>,
+}
+
+/// What instances may use and where they are reached.
+#[derive(Debug, Clone)]
+pub struct InstanceConfig {
+    /// Ports; one per live instance.
+    pub ports: RangeInclusive<u16>,
+    /// Files and directories of one instance.
+    pub inodes: u64,
+    /// Limits on what reaches an http instance.
+    pub http: HttpLimits,
+}
+
+/// Whether and how an agent stages.
+#[derive(Debug, Clone)]
+pub struct StagingSettings {
+    /// Whether it stages at all.
+    pub enabled: bool,
+    /// For all buildpacks of a task together.
+    pub duration: Duration,
+    /// The least memory a task gets, in MiB.
+    pub memory_mib: u32,
+    /// The least disk a task gets, in MiB.
+    pub disk_mib: u32,
+    /// Files and directories a task may make.
+    pub inodes: u64,
+}
+
+/// How much of each era of the protocol is spoken.
+#[derive(Debug, Clone, Copy)]
+pub struct CompatConfig {
+    /// Subjects that late versions of the original dropped: `dea.status`, `dea.locate`, `healthmanager.start`, `staging`,
+    /// `staging.locate`.
+    pub legacy_subjects: bool,
+    /// `vcap.component.discover`.
+    pub component: bool,
+    /// Which `droplet.exited` messages there are.
+    pub exited_reasons: ExitedReasons,
+}
+
+/// One mistake in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Dotted path of the key; empty where the file as a whole is meant.
+    pub key: String,
+    /// What is wrong, to be read after the key.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.key.is_empty() { f.write_str(&self.problem) } else { write!(f, "`{}` {}", self.key, self.problem) }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// What `dewar dev` decides about its agent; everything else is the default.
+#[derive(Debug, Clone)]
+pub struct DevAgent<'a> {
+    /// Work directory.
+    pub base_dir: &'a Path,
+    /// The embedded broker.
+    pub nats_url: &'a str,
+    /// Where everything listens.
+    pub local_ip: IpAddr,
+    /// Whether code is compiled by another executable than the running one.
+    pub compiler: Option<PathBuf>,
+}
+
+impl AgentConfig {
+    /// The configuration in a YAML text, and warnings: which of its keys are unknown, which have no effect.
+    ///
+    /// # Errors
+    /// Every mistake in it, each naming its key.
+    pub fn from_yaml(text: &str) -> Result<(Self, Vec<String>), Vec<ConfigError>> {
+        let tree = serde_saphyr::from_str(text).map_err(|error| {
+            vec![ConfigError { key: String::new(), problem: format!("the file is not YAML: {}", error.without_snippet()) }]
+        })?;
+        check::check(tree)
+    }
+
+    /// The configuration of a developer's own agent: it stages, takes its limits from the defaults and answers on `local_ip` only.
+    ///
+    /// # Errors
+    /// When `nats_url` is none that a configuration file could hold.
+    pub fn for_dev(dev: &DevAgent<'_>) -> Result<Self, Vec<ConfigError>> {
+        let tree = json!({
+            "base_dir": dev.base_dir.display().to_string(),
+            "nats_servers": [dev.nats_url],
+            "local_ip": dev.local_ip.to_string(),
+            "staging": { "enabled": true },
+        });
+        let (config, _) = check::check(tree)?;
+        // The text above stands in for a path that may not be text.
+        Ok(Self { base_dir: dev.base_dir.to_owned(), compiler: dev.compiler.clone(), ..config })
+    }
+
+    /// All values in effect, given or by default, as YAML; secrets are hidden.
+    #[must_use]
+    pub fn effective_yaml(&self) -> String {
+        serde_saphyr::to_string(&self.effective).expect("a tree of plain values has a YAML form")
+    }
+}

@@ -1,0 +1,228 @@
+use std::fs;
+
+use dewar_bus::BusAuth;
+use dewar_protocol::Mib;
+
+use super::*;
+
+/// The least that an agent can be told.
+const LEAST: &str = "base_dir: /tmp/agent\nnats_servers: [nats://127.0.0.1:4222]\n";
+
+/// As a DEA's own sample configuration and BOSH job have it.
+const DEA_YML: &str = r#"
+base_dir: /var/vcap/data/dea_next
+domain: example.net
+logging:
+  file: /var/vcap/sys/log/dea_next/dea_next.log
+  syslog: vcap.dea_next
+  level: debug2
+loggregator:
+  router: 10.0.0.9:3456
+  shared_secret: loggregator-secret
+resources:
+  memory_mb: 8000
+  memory_overcommit_factor: 2
+  disk_mb: 32000
+  disk_overcommit_factor: 1.5
+nats_uri: nats://nats:nats-password@10.0.0.5:4222
+pid_filename: /var/vcap/sys/run/dea_next/dea_next.pid
+warden_socket: /var/vcap/data/warden/warden.sock
+evacuation_delay_secs: 10
+evacuation_bail_out_time_in_seconds: 115
+default_health_check_timeout: 60
+index: 2
+intervals:
+  heartbeat: 10
+  advertise: 5
+  router_register_in_seconds: 20
+staging:
+  enabled: true
+  platform_config:
+    cache: /var/vcap/data/stager/package_cache/ruby
+  environment:
+    PATH: /usr/bin:/bin
+    BUILDPACK_CACHE: /var/vcap/packages/buildpack_cache
+  memory_limit_mb: 1024
+  disk_limit_mb: 4096
+  disk_inode_limit: 200000
+  cpu_limit_shares: 512
+  max_staging_duration: 900
+instance:
+  disk_inode_limit: 200000
+  memory_to_cpu_share_ratio: 8
+  max_cpu_share_limit: 256
+  min_cpu_share_limit: 1
+  nproc_limit: 512
+dea_ruby: /var/vcap/packages/ruby/bin/ruby
+hooks:
+  before_start: /hooks/before_start
+bind_mounts:
+- src_path: /mnt/share
+  mode: ro
+directory_server:
+  protocol: https
+  v1_port: 12345
+  v2_port: 34567
+  file_api_port: 23456
+  streaming_timeout: 60
+  logging: { level: info }
+stacks:
+- name: cflinuxfs2
+  package_path: /var/vcap/packages/rootfs_cflinuxfs2
+- lucid64
+placement_properties:
+  zone: z1
+hm9000:
+  listener_uri: https://hm9000.example.net:5335
+cc_url: https://internal:secret@cc.example.net:9022
+status:
+  user: varz
+  password: 12345678
+  port: 8080
+"#;
+
+fn errors(yaml: &str) -> Vec<String> {
+    AgentConfig::from_yaml(yaml).map(|(config, _)| config).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_least_gives_the_documented_defaults() {
+    let (config, warnings) = AgentConfig::from_yaml(LEAST).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(config.base_dir, Path::new("/tmp/agent"));
+    assert_eq!(config.capacity, Capacity { memory: Mib(8192), disk: Mib(16_777_216) });
+    assert_eq!((config.intervals, config.index, config.zone.as_str()), (Intervals::default(), 0, "default"));
+    assert_eq!((config.instance.ports.clone(), config.instance.inodes), (61_001..=65_535, 200_000));
+    assert!(!config.staging.enabled);
+    assert_eq!((config.staging.memory_mib, config.staging.disk_mib, config.staging.duration), (1024, 2048, Duration::from_secs(900)));
+    assert_eq!((config.health_check_timeout, config.crash_lifetime), (Duration::from_secs(60), Duration::from_secs(3600)));
+    assert_eq!((config.logging.level, config.logging.format), (LevelFilter::INFO, LogFormat::Text));
+    assert!(matches!(config.bus.auth, BusAuth::None) && config.bus.tls.is_none());
+    assert_eq!((config.compile, &config.instance.http), (CompileLimits::default(), &HttpLimits::default()));
+}
+
+#[test]
+fn a_deas_own_file_is_accepted() {
+    let (config, warnings) = AgentConfig::from_yaml(DEA_YML).unwrap();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert_eq!(warnings[0], "unknown keys: staging.platform_config.cache");
+    assert!(warnings[1].starts_with("keys without effect: bind_mounts, cc_url, "), "{}", warnings[1]);
+    assert!(!warnings[1].contains("secret"));
+    assert_eq!(config.capacity, Capacity { memory: Mib(16_000), disk: Mib(48_000) });
+    assert_eq!(config.bus.servers, ["nats://nats:nats-password@10.0.0.5:4222"]);
+    assert_eq!((config.index, config.zone.as_str()), (2, "z1"));
+    assert_eq!(config.stacks, ["cflinuxfs2", "lucid64"]);
+    assert_eq!(config.logging.level, LevelFilter::TRACE);
+    assert_eq!((config.status.port, config.status.user.as_deref()), (8080, Some("varz")));
+    assert_eq!(config.status.password, Some(Secret("12345678".to_owned())));
+    assert_eq!(config.staging.disk_mib, 4096);
+}
+
+#[test]
+fn every_mistake_is_told_at_once_and_names_its_key() {
+    let yaml = "
+base_dir: 7
+index: -1
+local_ip: here
+logging: { level: loud, format: xml }
+resources: { memory_mb: 12.5, memory_overcommit_factor: 0 }
+intervals: { heartbeat: soon, router_register_in_seconds: 0 }
+instance: { ports: { first: 3000, last: 2000 }, http: { headers: 0 } }
+staging: { enabled: maybe }
+stacks: [1]
+status: 80
+compat: { exited_reasons: some }
+nats: { password: x, token: t, nkey_seed_file: /missing/seed, tls: { cert: /etc/hostname } }
+";
+    let found = errors(yaml);
+    let expected = [
+        "`index` must be a whole number from 0 to 4294967295",
+        "`base_dir` must be a text",
+        "`local_ip` must be an IP address",
+        "`logging.level` must be one of off, fatal, error, warn, info, debug, debug1, debug2, trace, all",
+        "`logging.format` must be one of text, json",
+        "`nats.nkey_seed_file` must name a file that can be read: /missing/seed: No such file or directory (os error 2)",
+        "`nats.password` needs `nats.user`",
+        "`nats.tls.key` is missing, though there is `nats.tls.cert`",
+        "`nats_servers` is missing, and so is `nats_uri`",
+        "`intervals.heartbeat` must be a number from 0.1 to 86400",
+        "`intervals.router_register_in_seconds` must be a number from 0.1 to 86400",
+        "`resources.memory_mb` must be a whole number from 1 to 1099511627776",
+        "`resources.memory_overcommit_factor` must be a number from 0.01 to 1000",
+        "`stacks` must be a list, each a name or a section with `name`",
+        "`instance.ports.first` must not be greater than `instance.ports.last`",
+        "`instance.http.headers` must be a whole number from 1 to 16777216",
+        "`staging.enabled` must be true or false",
+        "`compat.exited_reasons` must be one of classic, modern",
+        "`status` must be a section with keys of its own",
+    ];
+    for text in expected {
+        assert!(found.iter().any(|error| error == text), "no {text:?} in {found:#?}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn what_is_no_configuration_at_all_is_told() {
+    assert_eq!(errors(""), ["`base_dir` is missing", "`nats_servers` is missing, and so is `nats_uri`"]);
+    assert_eq!(errors("- a\n- b"), ["the file must hold a mapping of keys to values"]);
+    assert!(errors("a: [")[0].starts_with("the file is not YAML: "));
+    assert_eq!(errors("base_dir: ''\nnats_servers: []"), ["`base_dir` must not be empty", "`nats_servers` must name at least one server"]);
+}
+
+#[test]
+fn an_integer_is_good_where_a_fraction_may_stand() {
+    let (config, _) = AgentConfig::from_yaml(&format!("{LEAST}intervals: {{ heartbeat: 1, advertise: 0.5 }}\n")).unwrap();
+    assert_eq!((config.intervals.heartbeat, config.intervals.advertise), (Duration::from_secs(1), Duration::from_millis(500)));
+    assert_eq!(config.intervals.router_register, Duration::from_secs(20), "the rest of a section keeps its defaults");
+}
+
+#[test]
+fn unknown_keys_are_a_warning() {
+    let (_, warnings) = AgentConfig::from_yaml(&format!("{LEAST}stacs: [a]\nresources: {{ memory: 5 }}\n")).unwrap();
+    assert_eq!(warnings, ["unknown keys: resources.memory, stacs"]);
+}
+
+#[test]
+fn each_way_to_authenticate_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "SUACH75SWCM5D2JMJM6EKLR2WDARVGZT4QC6LX3AGHSWOMVAKERABBBRWM\n").unwrap();
+    let auth = |nats: &str| AgentConfig::from_yaml(&format!("{LEAST}nats: {{ {nats} }}\n")).unwrap().0.bus.auth;
+    assert!(matches!(auth("user: me, password: 0123"), BusAuth::UserPassword { user, .. } if user == "me"));
+    assert!(matches!(auth("token: abc"), BusAuth::Token(token) if token.expose() == "abc"));
+    let path = file.display();
+    assert!(matches!(auth(&format!("nkey_seed_file: {path}")), BusAuth::NkeySeed(seed) if seed.expose().starts_with("SUACH7")));
+    assert!(matches!(auth(&format!("credentials_file: {path}")), BusAuth::CredentialsFile(found) if found == file));
+    let both = errors(&format!("{LEAST}nats: {{ user: me, token: abc }}\n"));
+    assert_eq!(both, ["`nats` must have no more than one of `user`, `token`, `nkey_seed_file` and `credentials_file`"]);
+}
+
+#[test]
+fn the_effective_configuration_shows_all_but_secrets() {
+    let yaml = format!("{DEA_YML}nats: {{ user: me, password: nats-password }}\n");
+    let (config, _) = AgentConfig::from_yaml(&yaml).unwrap();
+    let shown = config.effective_yaml();
+    for secret in ["nats-password", "12345678", "secret"] {
+        assert!(!shown.contains(secret), "{secret} in {shown}");
+        assert!(!format!("{config:?}").contains(secret), "{secret} in the debug form");
+    }
+    let tree: Value = serde_saphyr::from_str(&shown).unwrap();
+    assert_eq!(tree["nats_uri"], "nats://10.0.0.5:4222");
+    assert_eq!((&tree["status"]["password"], &tree["nats"]["password"]), (&json!("…"), &json!("…")));
+    assert_eq!((&tree["resources"]["memory_mb"], &tree["intervals"]["advertise"]), (&json!(8000), &json!(5.0)));
+    assert_eq!((&tree["instance"]["ports"]["first"], &tree["compat"]["exited_reasons"]), (&json!(61_001), &json!("classic")));
+}
+
+#[test]
+fn dev_stages_on_loopback_with_the_defaults() {
+    let dev = DevAgent {
+        base_dir: Path::new("/tmp/dev"),
+        nats_url: "nats://127.0.0.1:4300",
+        local_ip: IpAddr::from([127, 0, 0, 1]),
+        compiler: None,
+    };
+    let config = AgentConfig::for_dev(&dev).unwrap();
+    assert_eq!((config.base_dir.as_path(), config.local_ip, config.staging.enabled), (dev.base_dir, Some(dev.local_ip), true));
+    assert_eq!(config.bus.servers, ["nats://127.0.0.1:4300"]);
+}

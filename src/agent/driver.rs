@@ -1,0 +1,107 @@
+//! The select loop: one task owns the cell. Inputs come in, one at a time; effects go out, in order.
+//!
+//! The loop never waits for anything but the next input. What tasks report comes before what others ask, so that a flood of
+//! requests cannot hide that instances have ended; requests wait in a bounded queue and, behind it, in the subscriptions'.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dewar_core::{BusEvent, Cell, Input, Mono, Now, Request, Signal, Wall};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::effects::{Asker, Effects};
+
+/// How often the use of all sandboxes is measured.
+const SAMPLING: Duration = Duration::from_secs(10);
+
+/// Requests that wait for the driver; the forwarders of subscriptions wait when it is full.
+pub(crate) const REQUESTS: usize = 1024;
+
+/// Reports that wait for the driver; tasks wait when it is full. None is ever dropped.
+pub(crate) const REPORTS: usize = 1024;
+
+/// A request and who wants the answer.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) request: Request,
+    pub(crate) asker: Asker,
+}
+
+/// The owner of a cell.
+pub(crate) struct Driver {
+    pub(crate) cell: Cell,
+    pub(crate) effects: Effects,
+    pub(crate) requests: mpsc::Receiver<Asked>,
+    pub(crate) reports: mpsc::Receiver<Input>,
+    pub(crate) bus_events: mpsc::Receiver<dewar_bus::BusEvent>,
+    /// Cancelled when the agent is to shut down.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Driver {
+    /// Runs until the cell says that the process is to end, and with which code.
+    pub(crate) async fn run(mut self) -> u8 {
+        let clock = Clock::start();
+        let mut sampling = interval(SAMPLING);
+        sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stopping = false;
+        loop {
+            let wake = self.cell.next_wake().and_then(|mono| clock.instant(mono));
+            let (input, mut asker) = tokio::select! {
+                biased;
+                () = self.stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    (Input::Signal(Signal::Shutdown), Asker::Nobody)
+                }
+                Some(event) = self.bus_events.recv() => (Input::Bus(bus_event(event)), Asker::Nobody),
+                Some(report) = self.reports.recv() => (report, Asker::Nobody),
+                () = at(wake) => (Input::Wake, Asker::Nobody),
+                _ = sampling.tick() => (Input::Usage(self.effects.instances.usage()), Asker::Nobody),
+                Some(Asked { request, asker }) = self.requests.recv() => (Input::Request(request, asker.token()), asker),
+            };
+            for effect in self.cell.handle(clock.now(), input) {
+                if let Some(code) = self.effects.carry_out(effect, &mut asker) {
+                    return code;
+                }
+            }
+        }
+    }
+}
+
+/// Both clocks, read together.
+struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    fn now(&self) -> Now {
+        // A wall clock before 1970 is as good as one at 1970.
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { mono: Mono(self.start.elapsed()), wall: Wall(wall) }
+    }
+
+    /// `None` where it lies beyond what the clock can tell, which is as good as never.
+    fn instant(&self, mono: Mono) -> Option<Instant> {
+        self.start.checked_add(mono.0)
+    }
+}
+
+/// Returns at that moment, or never.
+pub(crate) async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn bus_event(event: dewar_bus::BusEvent) -> BusEvent {
+    match event {
+        dewar_bus::BusEvent::Up => BusEvent::Up,
+        dewar_bus::BusEvent::Down => BusEvent::Down,
+    }
+}

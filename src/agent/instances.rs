@@ -1,0 +1,395 @@
+//! The edge of a sandbox: from a droplet on disk to a running, healthy instance, and to its end.
+//!
+//! Each instance has one task. Whatever happens in it, a panic included, it reports exactly one [`SandboxEvent::Exited`], and last:
+//!
+//! ```text
+//! unpack the droplet → load its program → take a port → start → Launched → probe → Ready → wait → clean up → Exited
+//! ```
+//!
+//! In `<base>/instances/<instance id>` an instance has `app`, `tmp` and `logs`. When it was asked to stop, all of it is deleted;
+//! otherwise `logs` moves to `<base>/crashes/<instance id>`, until the cell wants that deleted, too.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use dewar_core::{Exit, Input, InstanceKey, Sample, SandboxEvent, SandboxSpec, environment};
+use dewar_protocol::{InstanceId, LogStream};
+use dewar_sandbox::{EgressPolicy, InstanceSpec, InvalidEgressRule, Program, ProgramError, Quota, Sandbox, Sandboxes, World};
+use futures::FutureExt as _;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, error, info_span, warn};
+
+use crate::base_dir::Paths;
+use crate::config::InstanceConfig;
+use crate::driver::at;
+use crate::droplet_store::{DropletError, DropletStore, InstanceLimits, UnpackedDroplet};
+use crate::logs::{InstanceLogFiles, Logs};
+use crate::ports::{PortError, PortLease, PortUse, Ports};
+
+/// How long an instance that was asked to end may take, the time that the original gave between TERM and KILL.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a killed sandbox may take to be gone. Its epoch trap comes within milliseconds; after this the instance is given up.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Pauses between two attempts to connect to an instance: the first, doubled each time up to the last.
+const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(1);
+const LAST_PROBE_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long one attempt to connect may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// All instances of an agent. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Instances(Arc<Shared>);
+
+struct Shared {
+    means: Means,
+    /// How many droplets are unpacked, or programs started, at a time; the others wait, in the order in which they came.
+    starts: Semaphore,
+    live: Mutex<HashMap<InstanceKey, Arc<Live>>>,
+}
+
+/// What instances are made with.
+pub(crate) struct Means {
+    pub(crate) sandboxes: Sandboxes,
+    pub(crate) droplets: DropletStore,
+    pub(crate) ports: Ports,
+    pub(crate) logs: Logs,
+    pub(crate) paths: Paths,
+    pub(crate) ip: IpAddr,
+    pub(crate) settings: InstanceConfig,
+    pub(crate) concurrent_starts: usize,
+    /// To the driver, which always takes what comes.
+    pub(crate) reports: mpsc::Sender<Input>,
+    pub(crate) tasks: TaskTracker,
+}
+
+/// What can be done to an instance from outside of its task.
+#[derive(Default)]
+struct Live {
+    stop: CancellationToken,
+    kill: CancellationToken,
+    sandbox: OnceLock<Sandbox>,
+}
+
+/// Why an instance did not start.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    /// It has already been asked to end.
+    #[error("stopped while starting")]
+    Cancelled,
+    #[error(transparent)]
+    Unpack(#[from] DropletError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("missing start command")]
+    NoCommand,
+    #[error("understand the start command: a quote is not closed")]
+    BadCommand,
+    #[error(transparent)]
+    Egress(#[from] InvalidEgressRule),
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error("make the log files")]
+    Logs(#[source] io::Error),
+    /// The app's own start-up code failed.
+    #[error("run the start-up code: {}", .0.description)]
+    Guest(dewar_sandbox::Exit),
+}
+
+impl StartError {
+    /// What the Cloud Controller is told; the whole cause goes to the log and to the developer.
+    fn into_exit(self) -> Exit {
+        match self {
+            Self::Guest(exit) => Exit { status: exit.status, description: exit.description },
+            Self::NoCommand => Exit { status: -1, description: "missing start command".to_owned() },
+            Self::Cancelled | Self::Unpack(_) | Self::Program(_) | Self::BadCommand | Self::Egress(_) | Self::Port(_) | Self::Logs(_) => {
+                Exit { status: -1, description: "failed to start".to_owned() }
+            }
+        }
+    }
+}
+
+/// An instance whose code runs.
+struct Launched {
+    sandbox: Sandbox,
+    port: PortLease,
+}
+
+impl Instances {
+    pub(crate) fn new(means: Means) -> Self {
+        let starts = Semaphore::new(means.concurrent_starts);
+        Self(Arc::new(Shared { means, starts, live: Mutex::default() }))
+    }
+
+    /// Starts an instance in a task of its own.
+    pub(crate) fn start(&self, spec: Box<SandboxSpec>) {
+        let live = Arc::new(Live::default());
+        self.live().insert(spec.key, Arc::clone(&live));
+        let span = info_span!("instance", app_id = %spec.start.app_id, instance_id = %spec.instance_id, index = spec.start.index);
+        let instances = self.clone();
+        self.0.means.tasks.spawn(async move { instances.supervise(&spec, &live).await }.instrument(span));
+    }
+
+    /// Asks an instance to end; one that is still being prepared ends there.
+    pub(crate) fn stop(&self, key: InstanceKey) {
+        if let Some(live) = self.live().get(&key) {
+            live.stop.cancel();
+        }
+    }
+
+    /// Ends an instance now.
+    pub(crate) fn kill(&self, key: InstanceKey) {
+        if let Some(live) = self.live().get(&key) {
+            live.kill.cancel();
+        }
+    }
+
+    /// Ends all instances now.
+    pub(crate) fn kill_all(&self) {
+        for live in self.live().values() {
+            live.kill.cancel();
+        }
+    }
+
+    /// What every running instance uses.
+    pub(crate) fn usage(&self) -> Vec<(InstanceKey, Sample)> {
+        self.live().iter().filter_map(|(key, live)| Some((*key, sample(live.sandbox.get()?)))).collect()
+    }
+
+    /// Deletes what an instance that has ended left behind, in the background.
+    pub(crate) fn delete_files(&self, id: &InstanceId) {
+        let dirs = [self.0.means.paths.instance(id), self.0.means.paths.crash(id)];
+        self.0.means.tasks.spawn_blocking(move || dirs.iter().for_each(|dir| remove_dir(dir)));
+    }
+
+    async fn supervise(&self, spec: &SandboxSpec, live: &Live) {
+        let exit = AssertUnwindSafe(self.run(spec, live)).catch_unwind().await.unwrap_or_else(|_| {
+            error!("instance's task panicked");
+            Exit { status: -1, description: "unknown".to_owned() }
+        });
+        self.clean_up(&spec.instance_id, live.stop.is_cancelled()).await;
+        self.live().remove(&spec.key);
+        self.report(spec.key, SandboxEvent::Exited(exit)).await;
+    }
+
+    async fn run(&self, spec: &SandboxSpec, live: &Live) -> Exit {
+        match self.launch(spec, live).await {
+            Ok(launched) => self.watch(spec, live, launched).await,
+            Err(StartError::Cancelled) => StartError::Cancelled.into_exit(),
+            Err(error) => {
+                let cause = chain(&error);
+                warn!(cause, "instance failed to start");
+                let text = format!("Instance (index {}) failed to start: {cause}", spec.start.index);
+                self.0.means.logs.say(&spec.start.app_id, Some(spec.start.index), LogStream::Err, &text);
+                error.into_exit()
+            }
+        }
+    }
+
+    async fn launch(&self, spec: &SandboxSpec, live: &Live) -> Result<Launched, StartError> {
+        let means = &self.0.means;
+        let droplet = self.unpack(spec, live).await?;
+        let program = live.unless_ended(means.sandboxes.program(&droplet.wasm)).await??;
+        let world = droplet.info.world.unwrap_or_else(|| first_world(&program));
+        let arguments = arguments(spec, &droplet, world)?;
+        let egress = EgressPolicy::new(&spec.start.egress_network_rules)?;
+        let (port, listener) = means.ports.lease(match world {
+            World::Http => PortUse::Serve,
+            World::Command => PortUse::Keep,
+        })?;
+        let dir = means.paths.instance(&spec.instance_id);
+        let files = InstanceLogFiles::create(&dir.join("logs")).map_err(StartError::Logs)?;
+        let started = means.sandboxes.start(InstanceSpec {
+            program,
+            world: Some(world),
+            arguments,
+            environment: self.environment(spec, &port),
+            app_dir: dir.join("app"),
+            tmp_dir: dir.join("tmp"),
+            quota: self.quota(spec),
+            listener: Some(listener),
+            address: SocketAddr::new(means.ip, port.port()),
+            egress,
+            http: means.settings.http.clone(),
+            output: means.logs.instance(&spec.start.app_id, spec.start.index, files),
+        });
+        let _permit = live.unless_ended(self.0.starts.acquire()).await?;
+        let sandbox = live.unless_ended(started).await?.map_err(StartError::Guest)?;
+        Ok(Launched { sandbox, port })
+    }
+
+    /// Runs to its end even when the instance has been asked to end, so that nobody writes into a directory that is being deleted.
+    async fn unpack(&self, spec: &SandboxSpec, live: &Live) -> Result<UnpackedDroplet, StartError> {
+        let means = &self.0.means;
+        let _permit = live.unless_ended(self.0.starts.acquire()).await?;
+        let Quota { disk, inodes, .. } = self.quota(spec);
+        let dir = means.paths.instance(&spec.instance_id);
+        let droplet = means.droplets.unpack(&spec.sha1, &dir, InstanceLimits { disk, inodes }).await?;
+        if live.is_ended() { Err(StartError::Cancelled) } else { Ok(droplet) }
+    }
+
+    fn quota(&self, spec: &SandboxSpec) -> Quota {
+        let limits = spec.start.limits;
+        let inodes = self.0.means.settings.inodes;
+        Quota { memory: limits.mem.to_bytes(), disk: limits.disk.to_bytes(), inodes, open_files: limits.fds }
+    }
+
+    fn environment(&self, spec: &SandboxSpec, port: &PortLease) -> Vec<(String, String)> {
+        environment::running(
+            &spec.start,
+            &environment::InstanceFacts {
+                instance_id: &spec.instance_id,
+                port: Some(port.port()),
+                ip: &self.0.means.ip.to_string(),
+                started_at: spec.started_at,
+                started_at_text: &spec.started_at.to_utc_text(),
+            },
+        )
+    }
+
+    /// Reports that the instance is launched and ready, carries out what it is asked, and waits for its end.
+    async fn watch(&self, spec: &SandboxSpec, live: &Live, launched: Launched) -> Exit {
+        let Launched { sandbox, port } = launched;
+        let port = port.port();
+        // Only this task sets it, once.
+        let _ = live.sandbox.set(sandbox.clone());
+        self.report(spec.key, SandboxEvent::Launched { port: Some(port) }).await;
+        let address = SocketAddr::new(self.0.means.ip, port);
+        let mut healthy = std::pin::pin!(healthy((!spec.start.uris.is_empty()).then_some(address)));
+        let (mut ready, mut kill_at) = (false, None);
+        loop {
+            tokio::select! {
+                biased;
+                exit = sandbox.exited() => return Exit { status: exit.status, description: exit.description },
+                () = live.kill.cancelled() => return killed(&sandbox).await,
+                () = at(kill_at) => return killed(&sandbox).await,
+                () = live.stop.cancelled(), if kill_at.is_none() => {
+                    sandbox.stop();
+                    kill_at = Some(Instant::now() + GRACE);
+                }
+                () = &mut healthy, if !ready && kill_at.is_none() => {
+                    ready = true;
+                    self.report(spec.key, SandboxEvent::Ready).await;
+                    self.send(Input::Usage(vec![(spec.key, sample(&sandbox))])).await;
+                }
+            }
+        }
+    }
+
+    async fn clean_up(&self, id: &InstanceId, stopped: bool) {
+        let (dir, crash) = (self.0.means.paths.instance(id), self.0.means.paths.crash(id));
+        let cleaning = self.0.means.tasks.spawn_blocking(move || {
+            let logs = dir.join("logs");
+            if !stopped && logs.is_dir() {
+                let moved = std::fs::create_dir_all(&crash).and_then(|()| std::fs::rename(&logs, crash.join("logs")));
+                if let Err(error) = moved {
+                    warn!(path = %logs.display(), %error, "crashed instance's logs not kept");
+                }
+            }
+            remove_dir(&dir);
+        });
+        if let Err(error) = cleaning.await {
+            error!(%error, "instance's files not cleaned up");
+        }
+    }
+
+    async fn report(&self, key: InstanceKey, event: SandboxEvent) {
+        self.send(Input::Sandbox(key, event)).await;
+    }
+
+    async fn send(&self, input: Input) {
+        // The driver is gone only when the agent ends, and then nobody wants to know.
+        let _ = self.0.means.reports.send(input).await;
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<InstanceKey, Arc<Live>>> {
+        // The map is whole after every operation on it, so a panic elsewhere cannot have left it half-changed.
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    fn is_ended(&self) -> bool {
+        self.stop.is_cancelled() || self.kill.is_cancelled()
+    }
+
+    async fn unless_ended<T>(&self, work: impl Future<Output = T>) -> Result<T, StartError> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(StartError::Cancelled),
+            () = self.kill.cancelled() => Err(StartError::Cancelled),
+            done = work => Ok(done),
+        }
+    }
+}
+
+/// The start message's command, or the droplet's. An http app needs none: it is then told its name.
+fn arguments(spec: &SandboxSpec, droplet: &UnpackedDroplet, world: World) -> Result<Vec<String>, StartError> {
+    let given = [&spec.start.start_command, &droplet.info.start_command];
+    let command = given.into_iter().flatten().map(|command| command.trim()).find(|command| !command.is_empty());
+    match (command, world) {
+        (Some(command), _) => shlex::split(command).filter(|words| !words.is_empty()).ok_or(StartError::BadCommand),
+        (None, World::Http) => Ok(vec![spec.start.name.clone()]),
+        (None, World::Command) => Err(StartError::NoCommand),
+    }
+}
+
+fn first_world(program: &Program) -> World {
+    // A program has at least one world; what could not be called would fail to start in any case.
+    program.worlds().first().copied().unwrap_or(World::Http)
+}
+
+/// Returns when a connection to the instance succeeds; at once when there is no address that must answer. Never gives up: the cell
+/// does, with the health check's time-out.
+async fn healthy(address: Option<SocketAddr>) {
+    let Some(address) = address else { return };
+    let mut pause = FIRST_PROBE_PAUSE;
+    loop {
+        let attempt = tokio::time::timeout(PROBE_TIMEOUT, tokio::net::TcpStream::connect(address)).await;
+        if matches!(attempt, Ok(Ok(_))) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PROBE_PAUSE);
+    }
+}
+
+async fn killed(sandbox: &Sandbox) -> Exit {
+    sandbox.kill();
+    match tokio::time::timeout(KILL_LIMIT, sandbox.exited()).await {
+        Ok(exit) => Exit { status: exit.status, description: exit.description },
+        Err(_) => {
+            error!(limit = ?KILL_LIMIT, "killed instance does not end, it is given up");
+            Exit { status: -1, description: "unknown".to_owned() }
+        }
+    }
+}
+
+fn sample(sandbox: &Sandbox) -> Sample {
+    let usage = sandbox.usage();
+    Sample { cpu: usage.cpu, memory: usage.memory, disk: usage.disk }
+}
+
+fn remove_dir(dir: &Path) {
+    match std::fs::remove_dir_all(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => warn!(path = %dir.display(), %error, "directory not removed"),
+    }
+}
+
+/// An error with its causes, `what: why: why that`.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,103 @@
+//! Staging tasks under way: each is a task that reports what happens to it and ends in exactly one final event.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dewar_core::{Input, StagingError, StagingEvent, StagingSpec, TaskKey};
+use futures::FutureExt as _;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, error, info_span};
+
+use crate::logs::Logs;
+use crate::staging::{Stager, StagingFailed};
+
+/// All staging tasks of an agent. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Stagings {
+    stager: Stager,
+    logs: Logs,
+    /// To the driver, which always takes what comes.
+    reports: mpsc::Sender<Input>,
+    tasks: TaskTracker,
+    live: Arc<Mutex<HashMap<TaskKey, CancellationToken>>>,
+}
+
+impl Stagings {
+    pub(crate) fn new(stager: Stager, logs: Logs, reports: mpsc::Sender<Input>, tasks: TaskTracker) -> Self {
+        Self { stager, logs, reports, tasks, live: Arc::default() }
+    }
+
+    /// Starts a staging in a task of its own.
+    pub(crate) fn start(&self, spec: Box<StagingSpec>) {
+        let stop = CancellationToken::new();
+        self.live().insert(spec.key, stop.clone());
+        let span = info_span!("staging", task_id = %spec.message.task_id, app_id = %spec.message.app_id);
+        let stagings = self.clone();
+        self.tasks.spawn(async move { stagings.supervise(&spec, stop).await }.instrument(span));
+    }
+
+    /// Ends a staging now.
+    pub(crate) fn cancel(&self, key: TaskKey) {
+        if let Some(stop) = self.live().get(&key) {
+            stop.cancel();
+        }
+    }
+
+    /// Ends all stagings now.
+    pub(crate) fn cancel_all(&self) {
+        for stop in self.live().values() {
+            stop.cancel();
+        }
+    }
+
+    async fn supervise(&self, spec: &StagingSpec, stop: CancellationToken) {
+        let (is_set_up, mut set_up) = oneshot::channel();
+        let tell = move || {
+            // The receiver lives until the end of this function.
+            let _ = is_set_up.send(());
+        };
+        let log = self.logs.staging(&spec.message.app_id);
+        let mut staging = std::pin::pin!(AssertUnwindSafe(self.stager.run(spec, log, tell, stop)).catch_unwind());
+        let outcome = tokio::select! {
+            biased;
+            Ok(()) = &mut set_up => {
+                self.report(spec.key, StagingEvent::SetUp).await;
+                staging.await
+            }
+            outcome = &mut staging => {
+                if set_up.try_recv().is_ok() {
+                    self.report(spec.key, StagingEvent::SetUp).await;
+                }
+                outcome
+            }
+        };
+        self.live().remove(&spec.key);
+        let outcome = outcome.unwrap_or_else(|_| {
+            error!("staging task panicked");
+            let error = StagingError { message: "the stager failed".to_owned(), info: None };
+            Err(StagingFailed { during_setup: false, error })
+        });
+        self.report(
+            spec.key,
+            match outcome {
+                Ok(droplet) => StagingEvent::Finished(Ok(Box::new(droplet))),
+                Err(StagingFailed { during_setup: true, error }) => StagingEvent::SetupFailed(error.message),
+                Err(StagingFailed { during_setup: false, error }) => StagingEvent::Finished(Err(error)),
+            },
+        )
+        .await;
+    }
+
+    async fn report(&self, key: TaskKey, event: StagingEvent) {
+        // The driver is gone only when the agent ends, and then nobody wants to know.
+        let _ = self.reports.send(Input::Staging(key, event)).await;
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<TaskKey, CancellationToken>> {
+        // The map is whole after every operation on it, so a panic elsewhere cannot have left it half-changed.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

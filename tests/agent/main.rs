@@ -1,0 +1,57 @@
+//! Whole agents with everything real: an embedded broker over TCP, droplets over HTTP, wasm in sandboxes, files.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+mod bus;
+mod ends;
+mod host;
+mod lifecycle;
+mod staging;
+mod world;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("compile-component") {
+        return dewar_sandbox::compile_child();
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials()).exit_code()
+}
+
+/// One trial a scenario, each in a runtime of its own and with a limit on its time.
+macro_rules! trials {
+    ($($module:ident :: $scenario:ident),+ $(,)?) => {
+        fn trials() -> Vec<Trial> {
+            vec![$(Trial::test(concat!(stringify!($module), "::", stringify!($scenario)), || {
+                world::run($module::$scenario());
+                Ok(())
+            })),+]
+        }
+    };
+}
+
+trials![
+    lifecycle::from_start_message_to_stop,
+    lifecycle::a_command_is_running_once_it_listens,
+    lifecycle::an_app_without_routes_runs_at_once,
+    lifecycle::log_lines_are_kept_and_followed,
+    lifecycle::shutdown_stops_everything,
+    ends::a_crash_is_told_with_its_backtrace,
+    ends::an_app_that_never_listens_is_unhealthy,
+    ends::a_command_without_a_command_line_does_not_start,
+    ends::a_droplet_that_cannot_be_had_fails_the_start,
+    ends::a_taken_port_is_skipped_and_none_left_is_an_error,
+    ends::stopping_while_starting_leaves_nothing,
+    bus::a_malformed_message_does_no_harm,
+    bus::a_burst_of_starts_does_not_block_the_agent,
+    bus::after_an_outage_everything_is_announced_again,
+    bus::an_agent_waits_for_its_server,
+    bus::routers_that_answer_the_greeting_get_all_routes,
+    staging::a_package_becomes_a_running_app,
+    staging::a_package_that_cannot_be_had_fails_the_setup,
+    staging::a_stopped_app_is_no_longer_staged,
+    host::a_directory_has_one_agent,
+    host::status_needs_credentials_and_tells_no_secrets,
+    host::a_pid_file_lives_as_long_as_the_agent,
+];
