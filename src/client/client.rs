@@ -93,8 +93,8 @@ impl Client {
     }
 
     /// As [`Client::find`], only those that hold or will hold memory.
-    pub(crate) async fn find_live(&self, app: &AppId, version: Option<&str>) -> Result<Vec<FoundInstance>, ClientError> {
-        let question = FindDroplet { app_id: Some(app.clone()), version: version.map(str::to_owned), ..FindDroplet::default() };
+    pub(crate) async fn find_live(&self, app: &AppId) -> Result<Vec<FoundInstance>, ClientError> {
+        let question = FindDroplet { app_id: Some(app.clone()), ..FindDroplet::default() };
         let mut instances = self.find(&question).await?;
         instances.retain(|instance| is_live(instance.state));
         Ok(instances)

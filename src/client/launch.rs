@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use dewar_protocol::{
-    CellId, DropletExited, ExitReason, FindDroplet, FoundInstance, InstanceId, InstanceState, Limits, Secret, StartMessage, subjects,
-};
+use dewar_protocol::{CellId, DropletExited, ExitReason, FoundInstance, InstanceId, InstanceState, Limits, Secret, StartMessage, subjects};
 use rand::SeedableRng;
 use rand::rngs::{StdRng, SysRng};
 use tokio::time::{Instant, sleep_until};
@@ -35,6 +33,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) indices: Vec<u32>,
     /// Where agents that lack the droplet find it.
     pub(crate) droplet_uri: Secret<String>,
+    /// Instances of the same version that are there already; they are not ours to judge.
+    pub(crate) older: HashSet<InstanceId>,
 }
 
 /// An instance that has been asked for.
@@ -57,8 +57,6 @@ impl Client {
         let placed = self.place(launch).await?;
         let app = launch.app;
         let version = app.release.version.as_str();
-        let question = FindDroplet { app_id: Some(app.id.clone()), version: Some(version.to_owned()), ..FindDroplet::default() };
-        let older = self.find(&question).await?.into_iter().map(|instance| instance.instance_id).collect();
         let watch = InstanceWatch::open(self, &app.id, Some(version)).await?;
         let mut pending = BTreeMap::new();
         for (index, agent) in placed {
@@ -66,7 +64,7 @@ impl Client {
             report(PushEvent::Starting { app: app.name.clone(), index, agent: agent.clone() });
             pending.insert(index, Pending { agent, last_seen: None, polls_since_crash: 0 });
         }
-        let mut waiting = Waiting { app, pending, older, report };
+        let mut waiting = Waiting { launch, pending, report };
         tokio::select! {
             () = stop.cancelled() => Err(ClientError::Interrupted),
             outcome = waiting.until_running(watch) => outcome,
@@ -89,10 +87,8 @@ impl Client {
 }
 
 struct Waiting<'a> {
-    app: &'a AppRecord,
+    launch: &'a Launch<'a>,
     pending: BTreeMap<u32, Pending>,
-    /// Instances of the same version that were there before; they are not ours to judge.
-    older: HashSet<InstanceId>,
     report: Reporter<'a>,
 }
 
@@ -115,18 +111,18 @@ impl Waiting<'_> {
 
     fn found(&mut self, found: &FoundInstance) {
         let Some(pending) = self.pending.get_mut(&found.index) else { return };
-        if self.older.contains(&found.instance_id) || pending.agent != found.dea {
+        if self.launch.older.contains(&found.instance_id) || pending.agent != found.dea {
             return;
         }
         pending.last_seen = Some(found.state);
         if found.state == InstanceState::Running {
             self.pending.remove(&found.index);
-            (self.report)(PushEvent::Running { app: self.app.name.clone(), index: found.index, agent: found.dea.clone() });
+            (self.report)(PushEvent::Running { app: self.launch.app.name.clone(), index: found.index, agent: found.dea.clone() });
         }
     }
 
     fn exited(&mut self, exited: DropletExited) -> Result<(), ClientError> {
-        if exited.reason != ExitReason::Crashed || self.older.contains(&exited.instance_id) {
+        if exited.reason != ExitReason::Crashed || self.launch.older.contains(&exited.instance_id) {
             return Ok(());
         }
         // An instance that had become healthy and crashed while others were still starting counts as well.

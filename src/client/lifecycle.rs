@@ -1,5 +1,6 @@
 //! Verbs on an app that has been pushed: scale, start, stop, restart, delete.
 
+use dewar_protocol::{FindDroplet, FoundInstance};
 use tokio_util::sync::CancellationToken;
 
 use crate::app_name::AppName;
@@ -8,7 +9,7 @@ use crate::error::ClientError;
 use crate::push::fresh_uuid;
 use crate::push_event::Reporter;
 use crate::records::{AppRecord, LockedApp, Phase};
-use crate::rollout::difference;
+use crate::rollout::{Before, Rollout, difference};
 use crate::transfer::TransferServer;
 
 impl Client {
@@ -32,10 +33,10 @@ impl Client {
             locked.save(&app)?;
             return Ok(app);
         }
-        let live = self.find_live(&app.id, Some(&app.release.version)).await?;
-        let (missing, surplus) = difference(instances, &live);
+        let found = self.find_release(&app).await?;
+        let (missing, surplus) = difference(instances, &found);
         if !missing.is_empty() {
-            self.roll_out_here(&locked, &app, missing, &mut *report, stop).await?;
+            self.roll_out_here(rollout(&locked, &app, missing, found), &mut *report, stop).await?;
         }
         locked.save(&app)?;
         if !surplus.is_empty() {
@@ -51,9 +52,9 @@ impl Client {
     pub async fn start(&self, name: &AppName, report: Reporter<'_>, stop: &CancellationToken) -> Result<AppRecord, ClientError> {
         let (locked, mut app) = self.lock_ours(name).await?;
         app.phase = Phase::Started;
-        let live = self.find_live(&app.id, Some(&app.release.version)).await?;
-        let (missing, _) = difference(app.instances, &live);
-        self.roll_out_here(&locked, &app, missing, report, stop).await?;
+        let found = self.find_release(&app).await?;
+        let (missing, _) = difference(app.instances, &found);
+        self.roll_out_here(rollout(&locked, &app, missing, found), report, stop).await?;
         Ok(app)
     }
 
@@ -65,7 +66,8 @@ impl Client {
         let (locked, mut app) = self.lock_ours(name).await?;
         app.phase = Phase::Started;
         app.release.version = fresh_uuid()?;
-        self.roll_out_here(&locked, &app, (0..app.instances).collect(), report, stop).await?;
+        let all = (0..app.instances).collect();
+        self.roll_out_here(rollout(&locked, &app, all, Vec::new()), report, stop).await?;
         Ok(app)
     }
 
@@ -103,17 +105,21 @@ impl Client {
         }
     }
 
-    async fn roll_out_here(
-        &self,
-        locked: &LockedApp,
-        app: &AppRecord,
-        indices: Vec<u32>,
-        report: Reporter<'_>,
-        stop: &CancellationToken,
-    ) -> Result<(), ClientError> {
+    /// Every instance of the app's release that any agent knows, crashed ones included.
+    async fn find_release(&self, app: &AppRecord) -> Result<Vec<FoundInstance>, ClientError> {
+        let (app_id, version) = (Some(app.id.clone()), Some(app.release.version.clone()));
+        self.find(&FindDroplet { app_id, version, ..FindDroplet::default() }).await
+    }
+
+    async fn roll_out_here(&self, rollout: Rollout<'_>, report: Reporter<'_>, stop: &CancellationToken) -> Result<(), ClientError> {
         let server = TransferServer::start(&self.advertise).await.map_err(ClientError::Serve)?;
-        let outcome = self.roll_out(locked, app, indices, &server, report, stop).await;
+        let outcome = self.roll_out(rollout, &server, report, stop).await;
         server.close().await;
         outcome
     }
+}
+
+fn rollout<'a>(locked: &'a LockedApp, app: &'a AppRecord, indices: Vec<u32>, found: Vec<FoundInstance>) -> Rollout<'a> {
+    let before = Before::Instances(found.into_iter().map(|instance| instance.instance_id).collect());
+    Rollout { locked, app, indices, before }
 }

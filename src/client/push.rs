@@ -1,5 +1,6 @@
 //! `push`: from a path to running instances.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use dewar_protocol::{AppId, Mib, Secret};
@@ -13,6 +14,7 @@ use crate::manifest::Manifest;
 use crate::package::{Package, PackageSource};
 use crate::push_event::{PushEvent, Reporter};
 use crate::records::{AppRecord, LockedApp, Phase, Release};
+use crate::rollout::{Before, Rollout};
 use crate::staging::{StagedDroplet, StagingRequest};
 use crate::transfer::TransferServer;
 
@@ -167,7 +169,11 @@ impl Client {
         let app = settings.record(options, staged).map_err(|error| (error, None))?;
         let started = match options.after_staging {
             AfterStaging::Keep => locked.save(&app).map_err(ClientError::from),
-            AfterStaging::Start => self.roll_out(locked, &app, (0..app.instances).collect(), server, report, stop).await,
+            AfterStaging::Start => {
+                let before = if settings.is_new { Before::Nothing } else { Before::Instances(HashSet::new()) };
+                let rollout = Rollout { locked, app: &app, indices: (0..app.instances).collect(), before };
+                self.roll_out(rollout, server, report, stop).await
+            }
         };
         match started {
             Ok(()) => Ok(app),
@@ -179,6 +185,7 @@ impl Client {
 /// What counts after options, earlier record and defaults were weighed.
 struct Settings {
     id: AppId,
+    is_new: bool,
     instances: u32,
     uris: Vec<String>,
     memory: Mib,
@@ -196,6 +203,7 @@ impl Settings {
         };
         Ok(Self {
             id,
+            is_new: previous.is_none(),
             uris: options.routes.resolve(&options.name, previous)?,
             instances: options.instances.or(previous.map(|app| app.instances)).unwrap_or(1),
             memory: options.memory.or(previous.map(|app| app.memory)).unwrap_or(MEMORY_DEFAULT),

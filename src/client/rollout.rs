@@ -1,9 +1,9 @@
 //! From a release on disk to running instances, and from running instances to none.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dewar_protocol::{AppId, FoundInstance, InstanceFilter, InstanceState, LogSource, Secret, Stop, UnixSeconds, subjects};
+use dewar_protocol::{AppId, FoundInstance, InstanceFilter, InstanceId, InstanceState, LogSource, Secret, Stop, UnixSeconds, subjects};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -22,22 +22,41 @@ const EMPTY_POLLS: u8 = 2;
 /// How much of a crashed instance's output is told.
 const CRASH_LINES: u32 = 100;
 
+/// A release to bring up.
+pub(crate) struct Rollout<'a> {
+    pub(crate) locked: &'a LockedApp,
+    pub(crate) app: &'a AppRecord,
+    pub(crate) indices: Vec<u32>,
+    pub(crate) before: Before,
+}
+
+/// What was there before.
+pub(crate) enum Before {
+    /// Nothing: the app is new.
+    Nothing,
+    /// Other versions, maybe, and these instances of the same version.
+    Instances(HashSet<InstanceId>),
+}
+
 impl Client {
-    /// Starts `indices` of the app's release; what then runs of other versions is stopped, and the record saved.
+    /// Starts instances of the app's release; what then runs of other versions is stopped, and the record saved.
     ///
     /// # Errors
     /// As [`Client::launch`]. Instances of this call are stopped again then, and everything else is as before.
     pub(crate) async fn roll_out(
         &self,
-        locked: &LockedApp,
-        app: &AppRecord,
-        indices: Vec<u32>,
+        rollout: Rollout<'_>,
         server: &TransferServer,
         report: Reporter<'_>,
         stop: &CancellationToken,
     ) -> Result<(), ClientError> {
+        let Rollout { locked, app, indices, before } = rollout;
+        let (older, is_new) = match before {
+            Before::Nothing => (HashSet::new(), true),
+            Before::Instances(older) => (older, false),
+        };
         let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let launch = Launch { app, indices, droplet_uri: offer_droplet(locked, app, server)? };
+        let launch = Launch { app, indices, droplet_uri: offer_droplet(locked, app, server)?, older };
         if let Err(error) = self.launch(&launch, &mut *report, stop).await {
             self.give_up(app, launch.indices).await?;
             if let ClientError::Crashed { index, .. } = error {
@@ -46,7 +65,7 @@ impl Client {
             return Err(error);
         }
         locked.save(app)?;
-        self.retire_other_versions(app, report).await
+        if is_new { Ok(()) } else { self.retire_other_versions(app, report).await }
     }
 
     async fn give_up(&self, app: &AppRecord, indices: Vec<u32>) -> Result<(), ClientError> {
@@ -66,7 +85,7 @@ impl Client {
     }
 
     async fn retire_other_versions(&self, app: &AppRecord, report: Reporter<'_>) -> Result<(), ClientError> {
-        let mut others = self.find_live(&app.id, None).await?;
+        let mut others = self.find_live(&app.id).await?;
         others.retain(|instance| instance.version != app.release.version);
         if others.is_empty() {
             return Ok(());
@@ -130,9 +149,9 @@ impl Client {
 
 /// The indices of a release that are wanted and not there, and those that are there and not wanted.
 #[must_use]
-pub(crate) fn difference(wanted: u32, live: &[FoundInstance]) -> (Vec<u32>, Vec<u32>) {
-    let present: BTreeSet<u32> =
-        live.iter().filter(|instance| instance.state != InstanceState::Stopping).map(|instance| instance.index).collect();
+pub(crate) fn difference(wanted: u32, found: &[FoundInstance]) -> (Vec<u32>, Vec<u32>) {
+    let present = |instance: &&FoundInstance| is_live(instance.state) && instance.state != InstanceState::Stopping;
+    let present: BTreeSet<u32> = found.iter().filter(present).map(|instance| instance.index).collect();
     let missing = (0..wanted).filter(|index| !present.contains(index)).collect();
     let surplus = present.into_iter().filter(|index| *index >= wanted).collect();
     (missing, surplus)
@@ -149,7 +168,7 @@ fn offer_droplet(locked: &LockedApp, app: &AppRecord, server: &TransferServer) -
 
 #[cfg(test)]
 mod tests {
-    use dewar_protocol::{CellId, InstanceId};
+    use dewar_protocol::CellId;
 
     use super::*;
 
@@ -170,10 +189,17 @@ mod tests {
 
     #[test]
     fn what_scaling_has_to_do() {
-        use InstanceState::{Running, Starting, Stopping};
-        let live = [instance(0, Running), instance(2, Starting), instance(2, Running), instance(3, Stopping), instance(5, Running)];
-        assert_eq!(difference(4, &live), (vec![1, 3], vec![5]));
-        assert_eq!(difference(0, &live), (vec![], vec![0, 2, 5]));
+        use InstanceState::{Crashed, Running, Starting, Stopping};
+        let found = [
+            instance(0, Running),
+            instance(2, Starting),
+            instance(2, Running),
+            instance(3, Stopping),
+            instance(1, Crashed),
+            instance(5, Running),
+        ];
+        assert_eq!(difference(4, &found), (vec![1, 3], vec![5]));
+        assert_eq!(difference(0, &found), (vec![], vec![0, 2, 5]));
         assert_eq!(difference(2, &[]), (vec![0, 1], vec![]));
     }
 }
