@@ -23,6 +23,9 @@ use crate::blocking;
 /// For one buildpack to say whether an app is for it.
 const DETECT_LIMIT: Duration = Duration::from_secs(60);
 
+/// A disk with less room than this is full.
+const FULL_BYTES: u64 = 64 << 10;
+
 /// Runs the buildpacks of one staging.
 pub(super) struct Build<'a> {
     pub(super) sandboxes: &'a Sandboxes,
@@ -86,7 +89,7 @@ impl Build<'_> {
         let mut step = self.step(self.remaining()?);
         step.cache_dir = Some(self.workspace.cache());
         step.droplet_dir = Some(self.workspace.droplet());
-        chosen.buildpack.compile(step).await.map_err(Failure::of_compile)?;
+        chosen.buildpack.compile(step).await.map_err(|error| self.of_compile(error))?;
         let mut step = self.step(self.remaining()?);
         step.droplet_dir = Some(self.workspace.droplet());
         let release = chosen.buildpack.release(step).await.map_err(Failure::of_release)?;
@@ -94,6 +97,16 @@ impl Build<'_> {
         let info = self.info(chosen, release, command).await?;
         let key = if let Origin::Admin(key) = &chosen.origin { Some(key.clone()) } else { None };
         self.pack(info, key).await
+    }
+
+    /// A guest is not told why it cannot write. Where our own disk is full, it is not the buildpack that failed.
+    fn of_compile(&self, error: BuildpackError) -> Failure {
+        match rustix::fs::statvfs(self.workspace.droplet()) {
+            Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < FULL_BYTES && !matches!(error, BuildpackError::Cancelled) => {
+                Failure::Disk { what: "run the buildpack", source: rustix::io::Errno::NOSPC.into() }
+            }
+            _ => Failure::of_compile(error),
+        }
     }
 
     async fn load(&self, candidate: &Candidate) -> Result<Result<Buildpack, ProgramError>, Failure> {

@@ -126,4 +126,3 @@ impl Stager {
             .inspect(|droplet| info!(droplet_sha1 = %droplet.sha1, "staged"))
     }
 }
-
