@@ -112,7 +112,11 @@ impl Body {
         self.len() == Some(0)
     }
 
-    pub(crate) fn write_to(self, output: &mut dyn Write) -> io::Result<()> {
+    /// Writes what a client would get.
+    ///
+    /// # Errors
+    /// When `output` takes no more, or the function of a stream says so.
+    pub fn write_to(self, output: &mut dyn Write) -> io::Result<()> {
         match self.0 {
             Content::Empty => return Ok(()),
             Content::Bytes(bytes) => output.write_all(&bytes)?,

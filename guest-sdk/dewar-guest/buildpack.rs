@@ -1,5 +1,9 @@
 //! A buildpack: turns a package into a droplet, inside the sandbox.
 
+mod package;
+
+pub use package::{Package, PackageFile};
+
 use crate::bindings::exports::dewar::buildpack::lifecycle;
 
 /// What a buildpack does. Each step runs in a fresh instance; what one leaves for the next is in the directories:
@@ -80,13 +84,25 @@ impl<B: Buildpack> lifecycle::Guest for Exported<B> {
     }
 }
 
-/// Exports a [`Buildpack`] from a `cdylib`.
+/// The three steps, named so that a build for the host, which exports nothing, does not take them for unused.
+#[doc(hidden)]
+pub type Steps = (fn() -> Result<Option<String>, String>, fn() -> Result<(), String>, fn() -> Result<Release, String>);
+
+#[doc(hidden)]
+pub const fn steps<B: Buildpack>() -> Steps {
+    (B::detect, B::compile, B::release)
+}
+
+/// Exports a [`Buildpack`] from a `cdylib`; on a host, where tests run, nothing.
 #[macro_export]
 macro_rules! buildpack {
     ($buildpack:ty) => {
+        #[cfg(target_family = "wasm")]
         const _: () = {
             type Exported = $crate::buildpack::Exported<$buildpack>;
     $crate::bindings::export_buildpack!(Exported with_types_in $crate::bindings);
         };
+        #[cfg(not(target_family = "wasm"))]
+        const _: $crate::buildpack::Steps = $crate::buildpack::steps::<$buildpack>();
     };
 }

@@ -44,7 +44,7 @@
 
 #[doc(hidden)]
 #[rustfmt::skip]
-#[allow(clippy::all, clippy::allow_attributes_without_reason, unreachable_pub, unused_lifetimes, missing_docs, reason = "generated code")]
+#[allow(clippy::all, clippy::allow_attributes_without_reason, clippy::unwrap_used, unreachable_pub, unused_lifetimes, missing_docs, reason = "generated code")]
 pub mod bindings;
 mod body;
 pub mod buildpack;
@@ -55,9 +55,9 @@ pub use ::http as types;
 pub use body::{Body, BodyError, IncomingBody};
 pub use buildpack::Buildpack;
 pub use dewar_guest_macros::http;
-#[doc(hidden)]
-pub use serve::respond;
 pub use serve::{Error, IntoResponse, Request, Response};
+#[doc(hidden)]
+pub use serve::{is_handler, respond};
 /// The interfaces of WASI 0.2 beneath all this, for what `std` lacks (sockets, outbound HTTP).
 pub use wasip2;
 

@@ -81,12 +81,18 @@ fn with_causes(error: &dyn StdError) -> String {
     text
 }
 
+/// That a function can be what [`respond`] calls, for builds that export nothing.
+pub const fn is_handler<R: IntoResponse>(_handle: fn(Request) -> R) {}
+
 /// What `#[dewar_guest::http]` calls for each request.
 pub fn respond<R: IntoResponse>(handle: impl FnOnce(Request) -> R, raw: wasi::IncomingRequest, out: wasi::ResponseOutparam) {
-    let response = match request_of(&raw) {
+    let mut response = match request_of(&raw) {
         Ok(request) => handle(request).into_response(),
         Err(refusal) => refusal.into_response(),
     };
+    if matches!(raw.method(), wasi::Method::Head) {
+        announce_only(&mut response);
+    }
     if let Err(cause) = send(response, out) {
         eprintln!("response cut short: {cause}");
     }
@@ -133,15 +139,36 @@ fn method_of(method: wasi::Method) -> Option<Method> {
     })
 }
 
-fn send(response: Response, out: wasi::ResponseOutparam) -> Result<(), String> {
-    let (head, content) = response.into_parts();
-    let raw = match raw_response(&head, &content) {
+/// What a HEAD is answered with: the head of the same response, the length of its body included.
+fn announce_only(response: &mut Response) {
+    let body = std::mem::take(response.body_mut());
+    if let Some(length) = body.len()
+        && may_announce_length(response)
+    {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+    }
+}
+
+fn send(mut response: Response, out: wasi::ResponseOutparam) -> Result<(), String> {
+    let content = std::mem::take(response.body_mut());
+    let length = content.len();
+    if let Some(length) = length.filter(|length| *length > 0)
+        && may_announce_length(&response)
+    {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+    }
+    let raw = match raw_response(&response) {
         Ok(raw) => raw,
         Err(cause) => {
             wasi::ResponseOutparam::set(out, Err(wasi::ErrorCode::InternalError(Some(cause.clone()))));
             return Err(cause);
         }
     };
+    if length == Some(0) {
+        // A body that is never asked for is empty, whatever length the head announces.
+        wasi::ResponseOutparam::set(out, Ok(raw));
+        return Ok(());
+    }
     let body = raw.body().map_err(|()| "the response has no body".to_owned())?;
     wasi::ResponseOutparam::set(out, Ok(raw));
 
@@ -152,25 +179,22 @@ fn send(response: Response, out: wasi::ResponseOutparam) -> Result<(), String> {
     wasi::OutgoingBody::finish(body, None).map_err(|e| e.to_string())
 }
 
-fn raw_response(head: &http::response::Parts, content: &Body) -> Result<wasi::OutgoingResponse, String> {
+fn raw_response(response: &Response) -> Result<wasi::OutgoingResponse, String> {
     let fields = wasi::Fields::new();
-    for (name, value) in &head.headers {
+    for (name, value) in response.headers() {
         fields.append(name.as_str(), value.as_bytes()).map_err(|e| format!("header {name}: {e}"))?;
     }
-    if let Some(length) = content.len()
-        && may_announce_length(head)
-    {
-        fields.append("content-length", length.to_string().as_bytes()).map_err(|e| format!("header content-length: {e}"))?;
-    }
     let raw = wasi::OutgoingResponse::new(fields);
-    raw.set_status_code(head.status.as_u16()).map_err(|()| format!("status {} was refused", head.status))?;
+    raw.set_status_code(response.status().as_u16()).map_err(|()| format!("status {} was refused", response.status()))?;
     Ok(raw)
 }
 
 /// An answer that never has a body must not announce one, and what the app has set stands.
-fn may_announce_length(head: &http::response::Parts) -> bool {
-    let bodiless = head.status.is_informational() || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    !bodiless && !head.headers.contains_key(http::header::CONTENT_LENGTH) && !head.headers.contains_key(http::header::TRANSFER_ENCODING)
+fn may_announce_length(response: &Response) -> bool {
+    let status = response.status();
+    let bodiless = status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let headers = response.headers();
+    !bodiless && !headers.contains_key(http::header::CONTENT_LENGTH) && !headers.contains_key(http::header::TRANSFER_ENCODING)
 }
 
 /// Writes as much as the host takes at once, and waits when it takes none.

@@ -1,0 +1,6 @@
+//! What the static buildpack and its file server both know of a site's files: their tags and their types.
+
+mod index;
+pub mod media_type;
+
+pub use index::Index;
