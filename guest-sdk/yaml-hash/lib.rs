@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use granit_parser::{Event, Parser};
+use granit_parser::{Event, Parser, ScalarStyle};
 
 /// What a text is when it isn't a hash of texts. There is nothing to tell about it that its author could not see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +21,8 @@ pub fn parse(text: &str) -> Result<Option<BTreeMap<String, String>>, NotAHash> {
             Event::StreamStart | Event::DocumentEnd | Event::Comment(..) => {}
             Event::DocumentStart(..) if hash.is_none() => {}
             Event::MappingStart(..) if hash.is_none() => hash = Some(entries(&mut events)?),
-            // An empty document between two markers is a text without a character in it.
-            Event::Scalar(text, ..) if hash.is_none() && text.is_empty() => {}
+            // What an empty document after a marker is.
+            Event::Scalar(text, style, ..) if hash.is_none() && is_null(&text, style) => {}
             Event::StreamEnd => return Ok(hash),
             _ => return Err(NotAHash),
         }
@@ -35,6 +35,7 @@ fn entries<'a>(events: &mut impl Iterator<Item = Result<Event<'a>, NotAHash>>) -
     loop {
         match events.next().ok_or(NotAHash)?? {
             Event::Comment(..) => {}
+            Event::Scalar(text, style, ..) if is_null(&text, style) => return Err(NotAHash),
             Event::Scalar(text, ..) => match key.take() {
                 None => key = Some(text.into_owned()),
                 Some(key) => {
@@ -47,6 +48,11 @@ fn entries<'a>(events: &mut impl Iterator<Item = Result<Event<'a>, NotAHash>>) -
             _ => return Err(NotAHash),
         }
     }
+}
+
+/// A value that is left out is null too; in quotes it is a text like others.
+fn is_null(text: &str, style: ScalarStyle) -> bool {
+    style == ScalarStyle::Plain && matches!(text, "" | "~" | "null")
 }
 
 #[cfg(test)]
@@ -88,6 +94,9 @@ mod tests {
             "web: *a",
             "a: b\n---\nc: d",
             "a: 'b",
+            "web:",
+            "web: ~",
+            "null: x",
         ] {
             assert_eq!(parse(text), Err(NotAHash), "{text}");
         }
