@@ -1,38 +1,34 @@
 //! Puts an agent together, in the order in which things depend on each other, and takes it apart again.
 
+mod host;
+
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dewar_bus::{Bus, BusError};
-use dewar_core::{Cell, CellConfig, ComponentFacts, StagingConfig, Wall};
-use dewar_protocol::{CellId, Mib, Secret};
-use dewar_sandbox::{EngineError, SandboxConfig, Sandboxes};
-use rand::rngs::{StdRng, SysRng};
-use rand::{RngExt as _, SeedableRng as _};
+use dewar_core::Cell;
+use dewar_protocol::CellId;
+use dewar_sandbox::EngineError;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info};
 
+use self::host::Host;
 use crate::base_dir::{BaseDir, BaseDirError, PidFile, PidFileError};
 use crate::config::AgentConfig;
 use crate::driver::{Driver, REPORTS, REQUESTS};
-use crate::droplet_store::DropletStore;
-use crate::effects::{Droplets, Effects};
-use crate::http::{self, Facts, StatusServer};
+use crate::http::StatusServer;
 use crate::inbound::interests;
-use crate::instances::{Instances, Means};
 use crate::listener::Listener;
 use crate::logs::Logs;
 use crate::outbox::Outbox;
-use crate::ports::Ports;
-use crate::staging::{Stager, StagerConfig};
 use crate::stagings::Stagings;
-use crate::transfer::{NoTransfers, TransferConfig, Transfers};
+use crate::transfer::NoTransfers;
 
 /// For the last messages to reach the server.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
@@ -42,9 +38,6 @@ const TASKS_LIMIT: Duration = Duration::from_secs(10);
 
 /// The exit code after a mistake of our own: `EX_SOFTWARE`.
 const EXIT_MISTAKE: u8 = 70;
-
-/// The image of this very process, also after the file that it came from was replaced: code must be compiled by the same version.
-const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
 /// The daemon.
 #[derive(Debug)]
@@ -175,126 +168,6 @@ impl Agent {
     }
 }
 
-/// Everything about this host and process that has to be there before the bus matters.
-struct Host {
-    base_dir: BaseDir,
-    pid_file: Option<PidFile>,
-    rng: StdRng,
-    ip: IpAddr,
-    status_listener: tokio::net::TcpListener,
-    status_addr: SocketAddr,
-    facts: Facts,
-    sandboxes: Sandboxes,
-    droplets: DropletStore,
-    stager: Option<Stager>,
-    first_port: u16,
-}
-
-impl Host {
-    async fn prepare(config: &AgentConfig) -> Result<Self, AgentError> {
-        let base_dir = BaseDir::claim(&config.base_dir)?;
-        let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
-        let mut rng = StdRng::try_from_rng(&mut SysRng).map_err(AgentError::Random)?;
-        let ip = config.local_ip.map_or_else(local_ip, Ok).map_err(AgentError::LocalIp)?;
-        let id = CellId(format!("{}-{}", config.index, hex(&mut rng)));
-        let wanted = SocketAddr::new(ip, config.status.port);
-        let bound = http::bind(ip, config.status.port).await.and_then(|listener| Ok((listener.local_addr()?, listener)));
-        let (status_addr, status_listener) = bound.map_err(|source| AgentError::Status { address: wanted, source })?;
-        let user = config.status.user.clone().unwrap_or_else(|| hex(&mut rng));
-        let password = config.status.password.clone().map_or_else(|| hex(&mut rng), |password| password.0);
-        let transfers = Transfers::new(TransferConfig::default())?;
-        let sandboxes = Sandboxes::new(SandboxConfig {
-            state_dir: base_dir.paths().artifacts(),
-            compiler: config.compiler.clone().unwrap_or_else(|| PathBuf::from(OWN_EXECUTABLE)),
-            compile_limits: config.compile,
-            artifact_bytes: config.artifact_bytes,
-        })?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let facts = Facts {
-            id,
-            index: config.index,
-            host: status_addr.to_string(),
-            credentials: Secret((user, password)),
-            start: Wall(now).to_utc_text(),
-            started: Instant::now(),
-            sandbox_allocation: sandboxes.allocation().to_string(),
-        };
-        let path = base_dir.paths().droplets();
-        let droplets = DropletStore::open(&path, transfers.clone()).map_err(|source| AgentError::Droplets { path, source })?;
-        let stager = config.staging.enabled.then(|| stager(config, &base_dir, &sandboxes, &droplets, transfers)).transpose()?;
-        let first_port = rng.random_range(config.instance.ports.clone());
-        Ok(Self { base_dir, pid_file, rng, ip, status_listener, status_addr, facts, sandboxes, droplets, stager, first_port })
-    }
-
-    fn cell_config(&self, config: &AgentConfig) -> CellConfig {
-        let component =
-            ComponentFacts { host: self.facts.host.clone(), credentials: self.facts.credentials.clone(), start: self.facts.start.clone() };
-        let cell = CellConfig::new(self.facts.id.clone(), self.ip.to_string(), component);
-        CellConfig {
-            index: config.index,
-            stacks: config.stacks.clone(),
-            zone: config.zone.clone(),
-            capacity: config.capacity,
-            intervals: config.intervals,
-            health_check_timeout: config.health_check_timeout,
-            staging: StagingConfig {
-                enabled: config.staging.enabled,
-                memory: Mib(config.staging.memory_mib.into()),
-                disk: Mib(config.staging.disk_mib.into()),
-                ..cell.staging
-            },
-            crash_lifetime: config.crash_lifetime,
-            exited_reasons: config.compat.exited_reasons,
-            ..cell
-        }
-    }
-
-    fn effects(
-        &self,
-        config: &AgentConfig,
-        outbox: &Outbox,
-        logs: &Logs,
-        reports: mpsc::Sender<dewar_core::Input>,
-        tasks: &TaskTracker,
-        listening: &CancellationToken,
-    ) -> Effects {
-        let instances = Instances::new(Means {
-            sandboxes: self.sandboxes.clone(),
-            droplets: self.droplets.clone(),
-            ports: Ports::new(self.ip, config.instance.ports.clone(), self.first_port),
-            logs: logs.clone(),
-            paths: self.base_dir.paths().clone(),
-            ip: self.ip,
-            settings: config.instance.clone(),
-            // Starting is a mix of disk and processor work; twice the cores keep both busy.
-            concurrent_starts: 2 * std::thread::available_parallelism().map_or(2, usize::from),
-            reports: reports.clone(),
-            tasks: tasks.clone(),
-        });
-        let stagings = self.stager.clone().map(|stager| Stagings::new(stager, logs.clone(), reports.clone(), tasks.clone()));
-        let droplets = Droplets::new(self.droplets.clone(), reports, tasks.clone());
-        Effects { outbox: outbox.clone(), instances, stagings, droplets, logs: logs.clone(), listening: listening.clone() }
-    }
-}
-
-fn stager(
-    config: &AgentConfig,
-    base_dir: &BaseDir,
-    sandboxes: &Sandboxes,
-    droplets: &DropletStore,
-    transfers: Transfers,
-) -> Result<Stager, AgentError> {
-    let path = base_dir.paths().base().to_owned();
-    let settings = StagerConfig {
-        base_dir: path.clone(),
-        stacks: config.stacks.clone(),
-        max_duration: config.staging.duration,
-        inodes: config.staging.inodes,
-    };
-    let stager = Stager::new(settings, sandboxes.clone(), droplets.clone(), transfers);
-    stager.map_err(|source| AgentError::Staging { path, source })
-}
-
 /// What lives as long as the agent, and what is needed to end it.
 struct Running {
     bus: Bus,
@@ -341,16 +214,4 @@ impl Running {
         info!(code, "agent ended");
         code
     }
-}
-
-/// The address that packets to the world would have; none is sent.
-fn local_ip() -> io::Result<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect((Ipv4Addr::new(1, 2, 3, 4), 1))?;
-    Ok(socket.local_addr()?.ip())
-}
-
-/// 32 hex digits.
-fn hex(rng: &mut StdRng) -> String {
-    format!("{:032x}", rng.random::<u128>())
 }

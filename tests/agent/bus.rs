@@ -107,3 +107,14 @@ pub(crate) async fn routers_that_answer_the_greeting_get_all_routes() {
     let waited = asked.elapsed();
     assert!(waited < Duration::from_millis(4500), "three registrations took {waited:?}");
 }
+
+pub(crate) async fn an_agent_ends_without_its_server() {
+    let World { agent, broker, stop, base, .. } = World::new("").await;
+    broker.end().await;
+    stop.cancel();
+    let asked = Instant::now();
+    assert_eq!(agent.wait().await, 0);
+    let waited = asked.elapsed();
+    assert!(waited < Duration::from_secs(9), "it took {waited:?}");
+    assert_eq!(std::fs::read_dir(base.path().join("instances")).unwrap().count(), 0);
+}

@@ -47,6 +47,7 @@ trials![
     bus::a_burst_of_starts_does_not_block_the_agent,
     bus::after_an_outage_everything_is_announced_again,
     bus::an_agent_waits_for_its_server,
+    bus::an_agent_ends_without_its_server,
     bus::routers_that_answer_the_greeting_get_all_routes,
     staging::a_package_becomes_a_running_app,
     staging::a_package_that_cannot_be_had_fails_the_setup,

@@ -57,7 +57,7 @@ pub(crate) struct World {
     pub(crate) broker: EmbeddedBroker,
     /// Where the agent expects routers to answer its greeting.
     pub(crate) greeting_inbox: String,
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     /// What `http://<file_server>/<name>` gives and takes.
     pub(crate) files: TempDir,
     pub(crate) file_server: SocketAddr,

@@ -1,0 +1,135 @@
+//! From a droplet in the store to an instance whose code runs.
+
+use std::io;
+use std::net::SocketAddr;
+
+use dewar_core::{Exit, SandboxSpec, environment};
+use dewar_sandbox::{EgressPolicy, InstanceSpec, InvalidEgressRule, Program, ProgramError, Quota, Sandbox, World};
+
+use super::{Instances, Live};
+use crate::droplet_store::{DropletError, InstanceLimits, UnpackedDroplet};
+use crate::logs::InstanceLogFiles;
+use crate::ports::{PortError, PortLease, PortUse};
+
+/// Why an instance did not start.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// It has already been asked to end.
+    #[error("stopped while starting")]
+    Cancelled,
+    #[error(transparent)]
+    Unpack(#[from] DropletError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("missing start command")]
+    NoCommand,
+    #[error("understand the start command: a quote is not closed")]
+    BadCommand,
+    #[error(transparent)]
+    Egress(#[from] InvalidEgressRule),
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error("make the log files")]
+    Logs(#[source] io::Error),
+    /// The app's own start-up code failed.
+    #[error("run the start-up code: {}", .0.description)]
+    Guest(dewar_sandbox::Exit),
+}
+
+impl StartError {
+    /// What the Cloud Controller is told; the whole cause goes to the log and to the developer.
+    pub(super) fn into_exit(self) -> Exit {
+        match self {
+            Self::Guest(exit) => Exit { status: exit.status, description: exit.description },
+            Self::NoCommand => Exit { status: -1, description: "missing start command".to_owned() },
+            Self::Cancelled | Self::Unpack(_) | Self::Program(_) | Self::BadCommand | Self::Egress(_) | Self::Port(_) | Self::Logs(_) => {
+                Exit { status: -1, description: "failed to start".to_owned() }
+            }
+        }
+    }
+}
+
+/// An instance whose code runs.
+pub(super) struct Launched {
+    pub(super) sandbox: Sandbox,
+    pub(super) port: PortLease,
+}
+
+impl Instances {
+    pub(super) async fn launch(&self, spec: &SandboxSpec, live: &Live) -> Result<Launched, StartError> {
+        let means = &self.0.means;
+        let droplet = self.unpack(spec, live).await?;
+        let program = live.unless_ended(means.sandboxes.program(&droplet.wasm)).await??;
+        let world = droplet.info.world.unwrap_or_else(|| first_world(&program));
+        let arguments = arguments(spec, &droplet, world)?;
+        let egress = EgressPolicy::new(&spec.start.egress_network_rules)?;
+        let (port, listener) = means.ports.lease(match world {
+            World::Http => PortUse::Serve,
+            World::Command => PortUse::Keep,
+        })?;
+        let dir = means.paths.instance(&spec.instance_id);
+        let files = InstanceLogFiles::create(&dir.join("logs")).map_err(StartError::Logs)?;
+        let started = means.sandboxes.start(InstanceSpec {
+            program,
+            world: Some(world),
+            arguments,
+            environment: self.environment(spec, &port),
+            app_dir: dir.join("app"),
+            tmp_dir: dir.join("tmp"),
+            quota: self.quota(spec),
+            listener: Some(listener),
+            address: SocketAddr::new(means.ip, port.port()),
+            egress,
+            http: means.settings.http.clone(),
+            output: means.logs.instance(&spec.start.app_id, spec.start.index, files),
+        });
+        let _permit = live.unless_ended(self.0.starts.acquire()).await?;
+        let sandbox = live.unless_ended(started).await?.map_err(StartError::Guest)?;
+        Ok(Launched { sandbox, port })
+    }
+
+    /// Runs to its end even when the instance has been asked to end, so that nobody writes into a directory that is being deleted.
+    async fn unpack(&self, spec: &SandboxSpec, live: &Live) -> Result<UnpackedDroplet, StartError> {
+        let means = &self.0.means;
+        let _permit = live.unless_ended(self.0.starts.acquire()).await?;
+        let Quota { disk, inodes, .. } = self.quota(spec);
+        let dir = means.paths.instance(&spec.instance_id);
+        let droplet = means.droplets.unpack(&spec.sha1, &dir, InstanceLimits { disk, inodes }).await?;
+        if live.is_ended() { Err(StartError::Cancelled) } else { Ok(droplet) }
+    }
+
+    fn quota(&self, spec: &SandboxSpec) -> Quota {
+        let limits = spec.start.limits;
+        let inodes = self.0.means.settings.inodes;
+        Quota { memory: limits.mem.to_bytes(), disk: limits.disk.to_bytes(), inodes, open_files: limits.fds }
+    }
+
+    fn environment(&self, spec: &SandboxSpec, port: &PortLease) -> Vec<(String, String)> {
+        environment::running(
+            &spec.start,
+            &environment::InstanceFacts {
+                instance_id: &spec.instance_id,
+                port: Some(port.port()),
+                ip: &self.0.means.ip.to_string(),
+                started_at: spec.started_at,
+                started_at_text: &spec.started_at.to_utc_text(),
+            },
+        )
+    }
+}
+
+/// The start message's command, or the droplet's. An http app needs none: it is then told its name.
+fn arguments(spec: &SandboxSpec, droplet: &UnpackedDroplet, world: World) -> Result<Vec<String>, StartError> {
+    let given = [&spec.start.start_command, &droplet.info.start_command];
+    let command = given.into_iter().flatten().map(|command| command.trim()).find(|command| !command.is_empty());
+    match (command, world) {
+        (Some(command), _) => shlex::split(command).filter(|words| !words.is_empty()).ok_or(StartError::BadCommand),
+        (None, World::Http) => Ok(vec![spec.start.name.clone()]),
+        (None, World::Command) => Err(StartError::NoCommand),
+    }
+}
+
+fn first_world(program: &Program) -> World {
+    // A program has at least one world; what could not be called would fail to start in any case.
+    program.worlds().first().copied().unwrap_or(World::Http)
+}
