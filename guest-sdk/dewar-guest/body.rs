@@ -118,11 +118,10 @@ impl Body {
     /// When `output` takes no more, or the function of a stream says so.
     pub fn write_to(self, output: &mut dyn Write) -> io::Result<()> {
         match self.0 {
-            Content::Empty => return Ok(()),
-            Content::Bytes(bytes) => output.write_all(&bytes)?,
-            Content::Stream(write) => write(output)?,
+            Content::Empty => Ok(()),
+            Content::Bytes(bytes) => output.write_all(&bytes),
+            Content::Stream(write) => write(output),
         }
-        output.flush()
     }
 }
 

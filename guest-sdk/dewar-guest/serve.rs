@@ -174,7 +174,13 @@ fn send(mut response: Response, out: wasi::ResponseOutparam) -> Result<(), Strin
 
     // An unfinished body is dropped by the early return, which tells the host that the response is not whole.
     let stream = body.write().map_err(|()| "the body has no stream".to_owned())?;
-    content.write_to(&mut BodyWriter(&stream)).map_err(|e| e.to_string())?;
+    let mut writer = BodyWriter(&stream);
+    content.write_to(&mut writer).map_err(|e| e.to_string())?;
+    match writer.flush() {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.to_string()),
+        // With the last byte that the head has promised the host may close the stream: that is no failure.
+        Ok(()) | Err(_) => {}
+    }
     drop(stream);
     wasi::OutgoingBody::finish(body, None).map_err(|e| e.to_string())
 }

@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use crate::misbehaviour;
 
-// The linker calls what is in this section when the instance starts: there is no `main` that could.
-#[used]
-#[cfg_attr(target_os = "wasi", unsafe(link_section = ".init_array"))]
-static AT_START: extern "C" fn() = start;
-
+// A component's start: what makes one of this module has it called when the instance is made. There is no `main` that could do this.
+#[cfg_attr(target_os = "wasi", unsafe(export_name = "_initialize"))]
 extern "C" fn start() {
     let Ok(order) = std::env::var("DRIVER_START") else { return };
     match order.split_once(':').unwrap_or((&order, "")) {
@@ -20,3 +17,7 @@ extern "C" fn start() {
         (other, _) => panic!("DRIVER_START={other}: no such order"),
     }
 }
+
+// Exported by name on WASI; elsewhere nothing calls it.
+#[cfg(not(target_os = "wasi"))]
+const _: extern "C" fn() = start;
