@@ -20,6 +20,15 @@ export PATH NATS_SERVER="$(command -v nats-server)"
 say 'building the guests: buildpacks, examples and misbehaving ones (about 5 minutes the first time)'
 sh guest-sdk/build.sh
 
+say 'checks and unit tests of the guests (about 2 minutes the first time)'
+(
+    cd guest-sdk
+    export CARGO_TARGET_DIR=../target/guest-host
+    cargo fmt --all --check
+    cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
+    cargo test --locked --workspace --quiet
+)
+
 say 'formatting'
 cargo fmt --all --check
 

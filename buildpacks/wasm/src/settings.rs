@@ -7,7 +7,7 @@
 //! world = "http"                # or "command"; by default whichever the component exports, http first
 //! ```
 //!
-//! Each key may be left out.
+//! Each key may be left out. Keys outside of `[app]` are not for this buildpack: the client finds the app's name and routes there.
 
 use dewar_guest::buildpack::World;
 use serde::Deserialize;
@@ -15,7 +15,6 @@ use serde::Deserialize;
 pub(crate) const NAME: &str = "dewar.toml";
 
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) app: AppSettings,
@@ -65,14 +64,13 @@ mod tests {
         };
         assert_eq!(settings.app, expected);
         assert_eq!(Settings::parse("").unwrap(), Settings::default());
+        assert_eq!(Settings::parse("name = \"shop\"\nroutes = [\"shop.example.com\"]\n").unwrap(), Settings::default());
         assert_eq!(Settings::parse("[app]\n").unwrap(), Settings::default());
     }
 
     #[test]
     fn mistakes_are_named() {
-        for (text, cause) in
-            [("[app]\nflie = \"a\"", "flie"), ("[app]\nworld = \"ftp\"", "ftp"), ("[application]", "application"), ("[app", "dewar.toml")]
-        {
+        for (text, cause) in [("[app]\nflie = \"a\"", "flie"), ("[app]\nworld = \"ftp\"", "ftp"), ("[app", "dewar.toml")] {
             let error = Settings::parse(text).unwrap_err();
             assert!(error.starts_with("dewar.toml: ") && error.contains(cause), "{error}");
         }

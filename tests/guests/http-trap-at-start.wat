@@ -1,0 +1,16 @@
+;; An HTTP app that traps before it can be asked anything.
+(component
+  (import "wasi:http/types@0.2.0" (instance $types
+    (export "incoming-request" (type (sub resource)))
+    (export "response-outparam" (type (sub resource)))))
+  (alias export $types "incoming-request" (type $request))
+  (alias export $types "response-outparam" (type $answer))
+  (core module $module
+    (func $broken unreachable)
+    (func $start call $broken)
+    (start $start)
+    (func (export "handle") (param i32 i32)))
+  (core instance $instance (instantiate $module))
+  (func $handle (param "request" (own $request)) (param "response-out" (own $answer)) (canon lift (core func $instance "handle")))
+  (instance $exported (export "handle" (func $handle)))
+  (export "wasi:http/incoming-handler@0.2.0" (instance $exported)))
