@@ -35,6 +35,8 @@ pub(crate) struct Exchange {
     work: Option<Metered<dyn Future<Output = Ended> + Send>>,
     alarm: Arc<Alarm>,
     deadline: Pin<Box<Sleep>>,
+    /// The guest trapped: what there is of its answer is not the whole.
+    trapped: bool,
     _turn: OwnedSemaphorePermit,
 }
 
@@ -62,7 +64,7 @@ impl Exchange {
         let work = Some(app.cpu.meter(work));
         // A guest that computes at the deadline is to trap first, since a trap says where it was.
         let deadline = Box::pin(sleep_until(deadline + app.trap_grace()));
-        (Self { app, work, alarm, deadline, _turn: turn }, head)
+        (Self { app, work, alarm, deadline, trapped: false, _turn: turn }, head)
     }
 
     /// Runs the guest until it answers.
@@ -74,17 +76,18 @@ impl Exchange {
                     self.app.complain(&format!("the app answered with an error: {code}"));
                     NoAnswer::Failed
                 })),
+                // The guest has ended without an answer, maybe because its time was up.
+                Poll::Ready(Err(_)) if self.alarm.has_gone() => Poll::Ready(Err(NoAnswer::Late)),
                 Poll::Ready(Err(_)) => Poll::Ready(Err(NoAnswer::Failed)),
                 Poll::Pending => self.deadline.as_mut().poll(cx).map(|()| Err(NoAnswer::Late)),
             }
         })
         .await;
         match answer {
-            Err(NoAnswer::Late) => {
-                self.work = None;
+            Err(NoAnswer::Late) if self.work.take().is_some() => {
                 self.app.failed(&format!("no answer within {:?}", self.app.limits.response_timeout));
             }
-            Err(NoAnswer::Failed) => {}
+            Err(NoAnswer::Late | NoAnswer::Failed) => {}
             Ok(_) => {
                 let rest = self.app.limits.total_timeout.saturating_sub(self.app.limits.response_timeout);
                 let deadline = self.deadline.deadline() + rest;
@@ -100,6 +103,7 @@ impl Exchange {
             && let Poll::Ready(ended) = Pin::new(work).poll(cx)
         {
             self.work = None;
+            self.trapped = ended.outcome.is_err();
             self.app.ended(ended);
         }
     }
@@ -191,6 +195,8 @@ impl GuestBody {
                 Error::HttpResponseBodySize(Some(self.sent))
             }
             Poll::Ready(Some(Err(error))) => error,
+            // With its store a body ends as if it were complete, and a client would take it for that.
+            Poll::Ready(None) if exchange.trapped => Error::HttpResponseIncomplete,
             Poll::Ready(None) => {
                 self.inner = None;
                 // A guest that waited for just this is done now, and its store free for the next request.

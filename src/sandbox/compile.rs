@@ -104,7 +104,8 @@ fn verdict(status: ExitStatus, limits: &CompileLimits, message: &str) -> Result<
     }
     let signal = status.signal().unwrap_or(0);
     let out_of_cpu = [Signal::XCPU, Signal::KILL].iter().any(|limit| limit.as_raw() == signal);
-    let out_of_memory = ["memory allocation of", "Cannot allocate memory", "failed to allocate", "Resource temporarily unavailable"];
+    let out_of_memory =
+        ["memory allocation of", "out of memory", "Cannot allocate memory", "failed to allocate", "Resource temporarily unavailable"];
     if out_of_memory.iter().any(|hint| message.contains(hint)) {
         Err(ProgramError::TooCostly(format!("{} of memory", Mebibytes(limits.memory))))
     } else if out_of_cpu {

@@ -160,6 +160,17 @@ impl CountedFilesystem<'_> {
         }
     }
 
+    /// A stream for writing. Where not even one byte fits it is refused at once: unlike a stream's error, this one reaches guests
+    /// whose C library does not ask a stream what went wrong.
+    fn writer(&mut self, descriptor: &Resource<Descriptor>, position: Position) -> FsResult<Resource<DynOutputStream>> {
+        let file = self.writable(descriptor)?;
+        if file.room(position.span(1)) == 0 {
+            return Err(Full.into());
+        }
+        let stream: DynOutputStream = Box::new(FileWriter::new(file, position));
+        Ok(self.inner.table.push(stream)?)
+    }
+
     async fn set_length(&mut self, file: &Arc<OpenFile>, size: Filesize) -> FsResult<()> {
         let span = if size == 0 { Span::Shrink } else { Span::At { offset: 0, bytes: size } };
         let reserved = file.begin(span)?;
@@ -232,13 +243,11 @@ impl HostDescriptor for CountedFilesystem<'_> {
     }
 
     fn write_via_stream(&mut self, descriptor: Resource<Descriptor>, offset: Filesize) -> FsResult<Resource<DynOutputStream>> {
-        let stream: DynOutputStream = Box::new(FileWriter::new(self.writable(&descriptor)?, Position::At(offset)));
-        Ok(self.inner.table.push(stream)?)
+        self.writer(&descriptor, Position::At(offset))
     }
 
     fn append_via_stream(&mut self, descriptor: Resource<Descriptor>) -> FsResult<Resource<DynOutputStream>> {
-        let stream: DynOutputStream = Box::new(FileWriter::new(self.writable(&descriptor)?, Position::End));
-        Ok(self.inner.table.push(stream)?)
+        self.writer(&descriptor, Position::End)
     }
 
     fn read_via_stream(&mut self, descriptor: Resource<Descriptor>, offset: Filesize) -> FsResult<Resource<DynInputStream>> {
@@ -297,10 +306,12 @@ impl HostDescriptor for CountedFilesystem<'_> {
         }
         let ledger = self.ledger();
         let _structure = ledger.structure.lock().await;
-        ledger.add_name(0)?;
+        let stat = self.inner.stat_at(Self::same(&directory), path_flags, path.clone()).await?;
+        let bytes = if stat.type_ == DescriptorType::RegularFile { 0 } else { BLOCK };
+        ledger.add_name(bytes)?;
         let linked = self.inner.link_at(directory, path_flags, path, new_directory, new_path).await;
         if linked.is_err() {
-            ledger.remove_name(0);
+            ledger.remove_name(bytes);
         }
         linked
     }
@@ -446,3 +457,6 @@ impl HostDirectoryEntryStream for CountedFilesystem<'_> {
         HostDirectoryEntryStream::drop(&mut self.inner, stream)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -129,7 +129,11 @@ impl Blueprint {
         store.set_max_component_handles(COMPONENT_HANDLES);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|store| {
-            if store.data().alarm.has_gone() { Err(Error::msg("took too long")) } else { Ok(UpdateDeadline::Yield(1)) }
+            if store.data().alarm.has_gone() {
+                Err(Error::msg("still computing when its time was up"))
+            } else {
+                Ok(UpdateDeadline::Yield(1))
+            }
         });
         Ok(store)
     }

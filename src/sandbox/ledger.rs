@@ -1,8 +1,7 @@
 //! The disk quota of an instance: a ledger of what its writable directories hold.
 //!
 //! Counted as a disk counts: a regular file takes its length rounded up to whole blocks, however sparse it is, once for all its
-//! hard links; a directory and a symbolic link take one block; each name takes one of the `inodes`. The directories' roots cost
-//! nothing.
+//! names; each name of anything else takes one block; each name takes one of the `inodes`. The directories' roots cost nothing.
 //!
 //! Bytes belong to inodes and names to paths, and each is settled where it cannot be missed:
 //! - a file that is open has an entry, with the length it may have reached. A write reserves its end first and settles with the

@@ -1,16 +1,270 @@
-//! `wasi:http` droplets.
+//! `wasi:http` droplets: their life, their failures, and who is to blame.
 
+use std::time::{Duration, Instant};
+
+use dewar_protocol::{Bytes as Size, LogStream};
+use dewar_sandbox::World;
 use libtest_mimic::Trial;
 
-use crate::fixture::{Plan, test};
+use crate::fixture::{Plan, eventually, test};
 
-pub fn trials() -> Vec<Trial> {
-    vec![test("http::hello_answers", hello_answers)]
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        test("http::hello_answers", hello_answers),
+        test("http::an_app_sees_its_environment_and_arguments", environment),
+        test("http::wasi_0_3_answers", wasi_0_3),
+        test("http::of_both_worlds_http_is_the_first", both_worlds),
+        test("http::a_store_is_used_again", stores_are_used_again),
+        test("http::requests_run_side_by_side", side_by_side),
+        test("http::a_trap_ends_its_request_only_and_is_told_with_names", trap_is_told),
+        test("http::three_traps_in_a_row_are_a_crash", three_traps),
+        test("http::a_panic_tells_its_message", panic_message),
+        test("http::endless_recursion_is_a_trap", recursion),
+        test("http::exit_ends_the_instance", exit),
+        test("http::who_wants_too_much_memory_is_told_the_numbers", out_of_memory),
+        test("http::a_refused_growth_is_no_crash", refused_growth),
+        test("http::start_up_code_that_fails_is_no_start", start_up_fails),
+        test("http::start_up_code_may_not_compute_for_ever", start_up_spins),
+        test("http::stop_lets_requests_finish", stop),
+        test("http::kill_ends_a_spinning_guest", kill),
+        test("http::dropping_the_sandbox_kills", dropped),
+        test("http::a_client_that_goes_away_takes_its_guest_along", client_gone),
+        test("http::cpu_time_is_what_guests_compute", cpu_time),
+        test("http::what_is_printed_comes_as_lines", output),
+    ]
 }
 
 async fn hello_answers() {
     let app = Plan::of("examples/hello").await.start().await;
     let answer = app.get("/").await;
     assert_eq!(answer.status, 200, "{}", answer.text());
-    println!("{} {:?}", answer.text(), app.sandbox.usage());
+    assert!(answer.text().starts_with("Hello"), "{}", answer.text());
+    let usage = app.sandbox.usage();
+    assert!(usage.memory > Size(1 << 16) && usage.memory <= Size(64 << 20), "{usage:?}");
+}
+
+async fn environment() {
+    let app = Plan::of("tests/http-driver").await.env("GREETING", "good day").args(&["one", "two words"]).start().await;
+    assert_eq!(app.ok("/env?name=GREETING").await, "good day");
+    assert_eq!(app.ok("/args").await, "app\none\ntwo words\n");
+    let nanos: u128 = app.ok("/clock").await.lines().next().unwrap().parse().unwrap();
+    assert!(nanos > 1_600_000_000 * 1_000_000_000);
+    assert_eq!(app.get("/random?bytes=32").await.body.len(), 32);
+}
+
+async fn wasi_0_3() {
+    let app = Plan::of("tests/service-hello").await.start().await;
+    for _ in 0..50 {
+        assert_eq!(app.ok("/").await, "Hello from WASI 0.3\n");
+    }
+    let body = "x".repeat(1 << 20);
+    let answer = app.send("POST", "/", body.clone()).await;
+    assert_eq!((answer.status, answer.body.len(), answer.text() == body), (200, body.len(), true));
+    app.sandbox.stop();
+    assert_eq!(app.exit().await.description, "stopped");
+}
+
+async fn both_worlds() {
+    let plan = Plan::of("tests/both-worlds").await;
+    assert_eq!(plan.program.worlds(), [World::Http, World::Command]);
+    assert_eq!(plan.start().await.ok("/").await, "http");
+
+    let mut plan = Plan::of("tests/both-worlds").await;
+    plan.world = Some(World::Command);
+    let command = plan.start().await;
+    assert_eq!((command.exit().await.status, command.lines.all().as_str()), (0, "command\n"));
+}
+
+async fn stores_are_used_again() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    for count in 1..=20 {
+        assert_eq!(app.ok("/counter").await, count.to_string());
+    }
+    let app = Plan::of("tests/http-driver").await.http(|limits| limits.requests_per_store = 2).start().await;
+    let counts = [app.ok("/counter").await, app.ok("/counter").await, app.ok("/counter").await];
+    assert_eq!(counts, ["1", "2", "1"]);
+}
+
+async fn side_by_side() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    let start = Instant::now();
+    let answers = futures::future::join_all((0..20).map(|_| app.ok("/sleep?ms=500"))).await;
+    assert!(answers.iter().all(|text| text == "slept"));
+    assert!(start.elapsed() < Duration::from_secs(5), "one after the other: {:?}", start.elapsed());
+}
+
+async fn trap_is_told() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    for _ in 0..5 {
+        let answer = app.get("/trap").await;
+        assert_eq!((answer.status, answer.text().as_str()), (500, "the app failed to answer"));
+        assert_eq!(app.ok("/").await, "http-driver");
+    }
+    let told = app.lines.of(LogStream::Err).join("\n");
+    assert!(told.contains("wasm trap: wasm `unreachable` instruction executed"), "{told}");
+    assert!(told.contains("http_driver::handle"), "a named backtrace: {told}");
+}
+
+async fn three_traps() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    for _ in 0..3 {
+        // The third may find the instance gone.
+        let _ = app.try_send("GET", "/trap", "".into()).await;
+    }
+    let exit = app.exit().await;
+    assert_eq!(exit.status, -1);
+    assert!(exit.description.starts_with("wasm trap: wasm `unreachable` instruction executed\n"), "{}", exit.description);
+    assert!(exit.description.contains("http_driver::handle"), "{}", exit.description);
+    assert_eq!(app.sandbox.usage().memory, Size(0));
+}
+
+async fn panic_message() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    assert_eq!(app.get("/panic?text=oh-no").await.status, 500);
+    assert!(app.lines.all().contains("oh-no"), "{}", app.lines.all());
+}
+
+async fn recursion() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    assert_eq!(app.get("/overflow").await.status, 500);
+    assert!(app.lines.all().contains("http_driver::misbehaviour::descend"), "{}", app.lines.all());
+    assert_eq!(app.ok("/").await, "http-driver");
+}
+
+async fn exit() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    // The answer may be lost with the instance.
+    let _ = app.try_send("GET", "/exit?status=7", "".into()).await;
+    let exit = app.exit().await;
+    assert_eq!((exit.status, exit.description.as_str()), (7, "app instance exited"));
+}
+
+async fn out_of_memory() {
+    let app = Plan::of("tests/http-driver").await.quota(|quota| quota.memory = Size(16 << 20)).start().await;
+    assert_eq!(app.get("/hog").await.status, 500);
+    assert_eq!(app.ok("/").await, "http-driver");
+    for _ in 0..3 {
+        // The third may find the instance gone.
+        let _ = app.try_send("GET", "/hog", "".into()).await;
+    }
+    let exit = app.exit().await;
+    assert!(exit.description.starts_with("out of memory (used 1"), "{}", exit.description);
+    assert!(exit.description.contains(" of 16 MiB, wanted "), "{}", exit.description);
+}
+
+async fn refused_growth() {
+    let app = Plan::of("tests/http-driver").await.quota(|quota| quota.memory = Size(16 << 20)).start().await;
+    assert_eq!(app.ok("/grow?bytes=8000000").await, "8000000");
+    assert!(app.sandbox.usage().memory > Size(8_000_000), "{:?}", app.sandbox.usage());
+    for _ in 0..5 {
+        let refused = app.get("/grow?bytes=16000000").await;
+        assert_eq!(refused.status, 422, "{}", refused.text());
+        assert!(refused.text().starts_with("OutOfMemory"), "{}", refused.text());
+    }
+    assert_eq!(app.ok("/").await, "http-driver");
+    assert!(app.sandbox.usage().memory <= Size(16 << 20));
+}
+
+async fn start_up_fails() {
+    let (exit, _) = Plan::of("tests/http-trap-at-start").await.try_start().await.err().expect("it traps");
+    assert_eq!(exit.status, -1);
+    assert!(exit.description.starts_with("wasm trap: wasm `unreachable` instruction executed\n"), "{}", exit.description);
+    assert!(exit.description.contains("broken") && exit.description.contains("start"), "a named backtrace: {}", exit.description);
+
+    let tiny = Plan::of("tests/http-driver").await.quota(|quota| quota.memory = Size(1 << 16));
+    let (exit, _) = tiny.try_start().await.err().expect("not even its first memory fits");
+    assert!(exit.description.starts_with("out of memory (used 0 MiB of 0"), "{}", exit.description);
+}
+
+async fn start_up_spins() {
+    let short = |limits: &mut dewar_sandbox::HttpLimits| limits.startup_timeout = Duration::from_millis(300);
+    let start = Instant::now();
+    let (exit, _) = Plan::of("tests/http-spin-at-start").await.http(short).try_start().await.err().expect("it spins");
+    assert!(exit.description.starts_with("still computing"), "{}", exit.description);
+    assert!(exit.description.contains("busy"), "a named backtrace: {}", exit.description);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+async fn stop() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    let (answer, exit) = tokio::join!(app.ok("/sleep?ms=700"), async {
+        eventually("the request is in work", || app.sandbox.usage().cpu > Duration::ZERO).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        app.sandbox.stop();
+        app.exit().await
+    });
+    assert_eq!(answer, "slept");
+    assert_eq!((exit.status, exit.description.as_str()), (0, "stopped"));
+    assert!(tokio::net::TcpStream::connect(app.address).await.is_err(), "nobody listens any more");
+}
+
+async fn kill() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    let (answer, ()) = tokio::join!(app.try_send("GET", "/spin", "".into()), async {
+        eventually("it spins", || app.sandbox.usage().cpu > Duration::from_millis(100)).await;
+        let killed = Instant::now();
+        app.sandbox.kill();
+        assert_eq!(app.exit().await.description, "killed");
+        assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
+    });
+    assert!(answer.is_err(), "{answer:?}");
+    let cpu = app.sandbox.usage().cpu;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(app.sandbox.usage().cpu, cpu, "it still computes");
+}
+
+async fn dropped() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    let address = app.address;
+    drop(app);
+    let mut refused = false;
+    for _ in 0..200 {
+        refused = tokio::net::TcpStream::connect(address).await.is_err();
+        if refused {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(refused, "still listening");
+}
+
+async fn client_gone() {
+    let app = Plan::of("tests/http-driver").await.http(|limits| limits.concurrent_requests = 1).start().await;
+    for path in ["/never", "/spin"] {
+        let gone = tokio::time::timeout(Duration::from_millis(200), app.get(path)).await;
+        assert!(gone.is_err(), "{path} answered");
+        // With one turn only, this one waits for as long as the other has not ended.
+        assert_eq!(tokio::time::timeout(Duration::from_secs(5), app.ok("/")).await.expect("a turn"), "http-driver");
+    }
+    assert!(!app.lines.all().contains("wasm"), "no failure of the app: {}", app.lines.all());
+}
+
+async fn cpu_time() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    app.ok("/sleep?ms=300").await;
+    let waited = app.sandbox.usage().cpu;
+    assert!(waited < Duration::from_millis(200), "waiting is not computing: {waited:?}");
+    app.ok("/spin?ms=300").await;
+    let computed = app.sandbox.usage().cpu - waited;
+    assert!(computed > Duration::from_millis(150) && computed < Duration::from_secs(3), "{computed:?}");
+}
+
+async fn output() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    app.ok("/log?text=to-stdout").await;
+    app.ok("/log?text=to-stderr&stream=stderr").await;
+    assert_eq!((app.lines.of(LogStream::Out), app.lines.of(LogStream::Err)), (vec!["to-stdout".into()], vec!["to-stderr".into()]));
+    app.ok("/partial?text=half").await;
+    app.ok("/log?text=-whole").await;
+    assert_eq!(app.lines.of(LogStream::Out)[1], "half-whole");
+
+    let start = Instant::now();
+    app.ok("/flood?lines=50000&bytes=100").await;
+    assert!(start.elapsed() < Duration::from_secs(10), "a guest waits for its log: {:?}", start.elapsed());
+    let lines = app.lines.of(LogStream::Out);
+    assert!(lines.len() < 30_000, "{} lines passed", lines.len());
+    app.sandbox.kill();
+    app.exit().await;
+    drop(app.sandbox);
+    eventually("the loss is told", || app.lines.of(LogStream::Err).iter().any(|line| line.contains("lines lost"))).await;
 }

@@ -2,8 +2,15 @@
 //!
 //! This binary is also the compiler of its own sandboxes (`compile-component`), as `dewar` is.
 
+mod command;
+mod disk;
 mod fixture;
 mod http;
+mod http_limits;
+mod network;
+mod programs;
+mod staging;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -14,8 +21,18 @@ fn main() -> ExitCode {
         return dewar_sandbox::compile_child();
     }
     let mut arguments = Arguments::from_args();
-    // Each test keeps a core busy now and then; more at a time only make their deadlines meaningless.
+    // Some tests keep a core busy; more at a time would only make deadlines meaningless.
     arguments.test_threads.get_or_insert(2);
-    let trials: Vec<Trial> = [http::trials()].into_iter().flatten().collect();
+    let suites = [
+        command::trials(),
+        disk::trials(),
+        http::trials(),
+        http_limits::trials(),
+        network::trials(),
+        programs::trials(),
+        staging::trials(),
+        wire::trials(),
+    ];
+    let trials: Vec<Trial> = suites.into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
