@@ -50,3 +50,6 @@ pub use size::{InvalidSize, parse_size};
 pub use tables::{agents_table, app_table, apps_table};
 pub use transfer::AdvertiseHost;
 pub use watch::CrashWatch;
+
+#[cfg(test)]
+mod tests;
