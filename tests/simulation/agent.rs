@@ -1,0 +1,245 @@
+//! An agent whose edge is made up: carries out effects with luck and bad luck, and reports what the contract says it reports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dewar_core::{
+    BusEvent, Capacity, Cell, CellConfig, ComponentFacts, DropletEvent, Effect, Exit, InstanceKey, Intervals, SandboxEvent, StagedDroplet,
+    StagingError, StagingEvent, TaskKey,
+};
+use dewar_protocol::{DropletSha1, Mib, Secret, StartMessage};
+
+use crate::chance::Chance;
+use crate::ledger::Ledger;
+
+pub(crate) struct Agent {
+    pub(crate) cell: Cell,
+    /// Which process this is: what an earlier one has scheduled is void.
+    pub(crate) process: u64,
+    pub(crate) ledger: Ledger,
+    pub(crate) bus: BusEvent,
+    pub(crate) exit_code: Option<u8>,
+    sandboxes: BTreeMap<InstanceKey, Sandbox>,
+    tasks: BTreeSet<TaskKey>,
+    next_port: u16,
+}
+
+#[derive(Debug)]
+struct Sandbox {
+    port: Option<u16>,
+    launched: bool,
+    /// How many more kills it survives.
+    deaf: u32,
+    ending: bool,
+}
+
+/// What an agent's edge does later by itself.
+#[derive(Debug, Clone)]
+pub(crate) enum Later {
+    Launch(InstanceKey),
+    Ready(InstanceKey),
+    End(InstanceKey, Exit),
+    Droplet(DropletSha1, DropletEvent),
+    Staging(TaskKey, StagingEvent),
+    Bus(BusEvent),
+}
+
+type Plans = Vec<(Duration, Later)>;
+
+/// Whether anything goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Luck {
+    Bad,
+    Good,
+}
+
+pub(crate) fn config(process: u64, chance: &mut Chance) -> CellConfig {
+    let component = ComponentFacts { host: String::new(), credentials: Secret::default(), start: String::new() };
+    let mut config = CellConfig::new(format!("cell-{process}").as_str().into(), "10.0.0.1".to_owned(), component);
+    config.stacks = vec!["wasm".to_owned()];
+    config.capacity = Capacity { memory: Mib(2000), disk: Mib(5000) };
+    config.max_instances = 40;
+    if chance.percent(75) {
+        // Most agents are quieter than they are by default: what they repeat takes most of a run's time.
+        let (calm, calmer) = (Duration::from_secs(20), Duration::from_secs(40));
+        config.intervals = Intervals { heartbeat: calm, advertise: calm, router_register: calmer };
+    }
+    config.preparation_limit = Duration::from_secs(120);
+    config.crash_lifetime = Duration::from_secs(600);
+    config.staging.time_limit = Duration::from_secs(300);
+    config.staging.memory = Mib(300);
+    config.staging.disk = Mib(300);
+    if chance.percent(30) {
+        config.exited_reasons = dewar_core::ExitedReasons::Modern;
+    }
+    config
+}
+
+impl Agent {
+    pub(crate) fn new(process: u64, chance: &mut Chance) -> Self {
+        Self {
+            cell: Cell::new(config(process, chance), chance.fork()),
+            process,
+            ledger: Ledger::default(),
+            bus: BusEvent::Down,
+            exit_code: None,
+            sandboxes: BTreeMap::new(),
+            tasks: BTreeSet::new(),
+            next_port: 20_000,
+        }
+    }
+
+    pub(crate) fn live_sandboxes(&self) -> BTreeSet<InstanceKey> {
+        self.sandboxes.keys().copied().collect()
+    }
+
+    /// What becomes of an effect by and by.
+    pub(crate) fn carry_out(&mut self, effect: &Effect, luck: Luck, chance: &mut Chance) -> Plans {
+        match effect {
+            Effect::FetchDroplet { sha1, .. } => fetch(sha1, luck, chance),
+            Effect::StartSandbox(spec) => self.start(spec.key, &spec.start, luck, chance),
+            Effect::StopSandbox(key) => self.stop(*key, chance),
+            Effect::KillSandbox(key) => self.kill(*key, chance),
+            Effect::StartStaging(spec) => {
+                assert!(self.tasks.insert(spec.key), "staging task {:?} is started twice", spec.key);
+                stage(spec.key, luck, chance)
+            }
+            Effect::CancelStaging(key) => {
+                assert!(self.tasks.remove(key), "staging task {key:?} is not there to be cancelled");
+                Vec::new()
+            }
+            Effect::Exit(code) => {
+                self.exit_code = Some(*code);
+                self.sandboxes.clear();
+                Vec::new()
+            }
+            Effect::Publish(_)
+            | Effect::Reply(..)
+            | Effect::DeleteInstanceFiles(_)
+            | Effect::Transitioned { .. }
+            | Effect::AppLog { .. }
+            | Effect::Refused { .. }
+            | Effect::Unsubscribe => Vec::new(),
+        }
+    }
+
+    /// The report that something which was planned leads to, if it still happens.
+    pub(crate) fn happens(&mut self, later: &Later, chance: &mut Chance) -> Option<dewar_core::Input> {
+        use dewar_core::Input;
+        match later {
+            Later::Launch(key) => {
+                let sandbox = self.sandboxes.get_mut(key).filter(|sandbox| !sandbox.ending)?;
+                sandbox.launched = true;
+                Some(Input::Sandbox(*key, SandboxEvent::Launched { port: sandbox.port }))
+            }
+            Later::Ready(key) => {
+                self.sandboxes.get(key).filter(|sandbox| sandbox.launched && !sandbox.ending)?;
+                Some(Input::Sandbox(*key, SandboxEvent::Ready))
+            }
+            Later::End(key, exit) => {
+                self.sandboxes.remove(key)?;
+                Some(Input::Sandbox(*key, SandboxEvent::Exited(exit.clone())))
+            }
+            Later::Droplet(sha1, event) => Some(Input::Droplet(sha1.clone(), event.clone())),
+            Later::Staging(key, event) => {
+                let wanted = match event {
+                    StagingEvent::SetUp => self.tasks.contains(key),
+                    StagingEvent::SetupFailed(_) | StagingEvent::Finished(_) => self.tasks.remove(key),
+                };
+                // Whoever was cancelled may have been about to report.
+                (wanted || chance.percent(50)).then(|| Input::Staging(*key, event.clone()))
+            }
+            Later::Bus(event) => (self.bus != *event).then(|| {
+                self.bus = *event;
+                Input::Bus(*event)
+            }),
+        }
+    }
+
+    fn start(&mut self, key: InstanceKey, start: &StartMessage, luck: Luck, chance: &mut Chance) -> Plans {
+        self.next_port += 1;
+        let bad = luck == Luck::Bad;
+        let port = (!(bad && chance.percent(10))).then_some(self.next_port);
+        let deaf = if bad && chance.percent(15) { 1 } else { 0 };
+        let earlier = self.sandboxes.insert(key, Sandbox { port, launched: false, deaf, ending: false });
+        assert!(earlier.is_none(), "instance {key:?} has two sandboxes");
+        if bad && chance.percent(10) {
+            return vec![(chance.seconds(0, 20), Later::End(key, exit(-1, "failed to start")))];
+        }
+        if bad && chance.percent(7) {
+            return Vec::new();
+        }
+        let launch = if bad && chance.percent(10) { chance.seconds(100, 140) } else { chance.seconds(0, 4) };
+        let mut plans = vec![(launch, Later::Launch(key))];
+        let timeout = u64::from(start.health_check_timeout.unwrap_or(60));
+        let ready = if bad && chance.percent(10) { chance.seconds(timeout.saturating_sub(1), timeout + 1) } else { chance.seconds(0, 4) };
+        if !(bad && chance.percent(10)) {
+            plans.push((launch + ready, Later::Ready(key)));
+        }
+        if bad && chance.percent(30) {
+            let life = if chance.percent(30) { chance.pause(ready) } else { chance.seconds(1, 300) };
+            plans.push((launch + life, Later::End(key, exit(134, "wasm trap: unreachable\n  0: main"))));
+        }
+        plans
+    }
+
+    fn stop(&mut self, key: InstanceKey, chance: &mut Chance) -> Plans {
+        match self.sandboxes.get_mut(&key) {
+            Some(sandbox) if sandbox.deaf == 0 => {
+                sandbox.ending = true;
+                vec![(chance.seconds(0, 10), Later::End(key, exit(255, "app instance exited")))]
+            }
+            Some(_) | None => Vec::new(),
+        }
+    }
+
+    fn kill(&mut self, key: InstanceKey, chance: &mut Chance) -> Plans {
+        match self.sandboxes.get_mut(&key) {
+            Some(sandbox) if sandbox.deaf == 0 => {
+                sandbox.ending = true;
+                vec![(chance.seconds(0, 1), Later::End(key, exit(255, "killed")))]
+            }
+            Some(sandbox) => {
+                sandbox.deaf -= 1;
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+}
+
+fn exit(status: i32, description: &str) -> Exit {
+    Exit { status, description: description.to_owned() }
+}
+
+fn fetch(sha1: &DropletSha1, luck: Luck, chance: &mut Chance) -> Plans {
+    let (delay, event) = match (luck, chance.below(100)) {
+        (Luck::Bad, 0..15) => (chance.seconds(0, 20), DropletEvent::Failed("HTTP status 500".to_owned())),
+        (Luck::Bad, 15..20) => (chance.seconds(100, 400), DropletEvent::Ready),
+        _ => (chance.seconds(0, 5), DropletEvent::Ready),
+    };
+    vec![(delay, Later::Droplet(sha1.clone(), event))]
+}
+
+fn stage(key: TaskKey, luck: Luck, chance: &mut Chance) -> Plans {
+    let finished = Later::Staging(
+        key,
+        StagingEvent::Finished(Ok(Box::new(StagedDroplet {
+            sha1: crate::controller::digest(chance.below(3)),
+            detected_buildpack: None,
+            buildpack_key: None,
+            start_command: None,
+            process_types: BTreeMap::new(),
+        }))),
+    );
+    let failed = Later::Staging(key, StagingEvent::Finished(Err(StagingError { message: "no".to_owned(), info: None })));
+    let set_up = (chance.seconds(0, 5), Later::Staging(key, StagingEvent::SetUp));
+    let end = set_up.0 + chance.seconds(0, 60);
+    match (luck, chance.below(100)) {
+        (Luck::Bad, 0..15) => vec![(chance.seconds(0, 20), Later::Staging(key, StagingEvent::SetupFailed("no bits".to_owned())))],
+        (Luck::Bad, 15..35) => vec![set_up, (end, failed)],
+        (Luck::Bad, 35..40) => vec![(end, finished)],
+        (Luck::Bad, 40..50) => vec![set_up],
+        _ => vec![set_up, (end, finished)],
+    }
+}

@@ -1,0 +1,299 @@
+//! What an observer writes down about one agent process, and what must hold after every input:
+//!
+//! - no more is promised than there is;
+//! - every live sandbox has one registry entry, and every entry that needs a sandbox has a live one;
+//! - states follow each other as the protocol's table says, and the registry says what the transitions said;
+//! - a route leads to running instances only, and is taken back before the sandbox is asked to end;
+//! - an instance is told of as running before its first route;
+//! - one CRASHED exit message per crash, at the time of the crash, and nothing after STOPPED;
+//! - at most one first reply and one second reply to a staging request, in this order;
+//! - nothing periodic while the bus is down, nothing new after the farewell;
+//! - waking an agent before its time changes nothing, and waking it in time moves its next time on.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use dewar_core::{
+    Answer, BusEvent, Cell, Effect, Input, InstanceKey, Now, Publication, ReplyTo, Request, SandboxEvent, Varz, VarzInstance,
+};
+use dewar_protocol::{ExitReason, Heartbeat, InstanceId, InstanceState, RouteRegistration};
+
+use crate::world::answers;
+
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    states: BTreeMap<InstanceKey, InstanceState>,
+    ports: BTreeMap<u16, InstanceKey>,
+    /// By port.
+    routes: BTreeMap<u16, BTreeSet<String>>,
+    /// Crashes whose message has not come yet.
+    untold: BTreeSet<InstanceId>,
+    ended: BTreeSet<InstanceId>,
+    /// Whom heartbeats have told of as running.
+    told_running: BTreeSet<InstanceKey>,
+    /// How many first and second replies each request has got.
+    stagings: HashMap<ReplyTo, (u32, u32)>,
+    connected: bool,
+    farewell: bool,
+}
+
+pub(crate) fn varz(cell: &mut Cell, now: Now) -> Varz {
+    let effects = cell.handle(now, Input::Request(Request::ReportVarz, Some(ReplyTo("observer".into()))));
+    let found = answers(effects).find_map(|answer| match answer {
+        Answer::Varz(varz) => Some(*varz),
+        _ => None,
+    });
+    found.expect("varz is always answered")
+}
+
+impl Ledger {
+    /// An input that is about to be taken.
+    pub(crate) fn expect(&mut self, input: &Input) {
+        match input {
+            Input::Bus(event) => self.connected = *event == BusEvent::Up,
+            Input::Sandbox(key, SandboxEvent::Launched { port: Some(port) }) => drop(self.ports.insert(*port, *key)),
+            Input::Request(Request::Stage(_), Some(reply_to)) => drop(self.stagings.insert(reply_to.clone(), (0, 0))),
+            _ => {}
+        }
+    }
+
+    /// An input that has been taken.
+    pub(crate) fn taken(&mut self, input: &Input, effects: &[Effect]) {
+        assert!(self.untold.is_empty(), "a crash was not told: {effects:?}");
+        if let (Input::Request(Request::Stage(_), Some(reply_to)), [Effect::Refused { .. }]) = (input, effects) {
+            self.stagings.remove(reply_to);
+        }
+    }
+
+    pub(crate) fn has_said_farewell(&self) -> bool {
+        self.farewell
+    }
+
+    /// One effect, in its order.
+    pub(crate) fn note(&mut self, now: Now, effect: &Effect) {
+        match effect {
+            Effect::Publish(publication) => self.note_publication(now, publication),
+            Effect::Reply(to, answer) => self.note_answer(to, answer),
+            Effect::Transitioned { instance, instance_id, from, to, .. } => self.note_transition(*instance, instance_id, *from, *to),
+            Effect::StartSandbox(spec) => {
+                assert!(!self.farewell, "something is started after the farewell");
+                assert_eq!(self.states.get(&spec.key), Some(&InstanceState::Starting));
+            }
+            Effect::StopSandbox(key) => {
+                let mut leading = self.routes.iter().filter(|(port, uris)| !uris.is_empty() && self.ports.get(port) == Some(key));
+                assert_eq!(leading.next(), None, "routes still lead to {key:?}, which is asked to end");
+            }
+            Effect::StartStaging(_) | Effect::FetchDroplet { .. } => assert!(!self.farewell, "something is started after the farewell"),
+            Effect::KillSandbox(_)
+            | Effect::DeleteInstanceFiles(_)
+            | Effect::CancelStaging(_)
+            | Effect::AppLog { .. }
+            | Effect::Refused { .. }
+            | Effect::Unsubscribe
+            | Effect::Exit(_) => {}
+        }
+    }
+
+    fn note_publication(&mut self, now: Now, publication: &Publication) {
+        match publication {
+            Publication::Advertise(_) | Publication::StagingAdvertise(_) | Publication::Hello(_) => {
+                assert!(self.connected && !self.farewell, "{publication:?} at {now:?}");
+            }
+            Publication::Heartbeat(heartbeat) => {
+                assert!(self.connected, "a heartbeat without a bus");
+                self.note_heartbeat(heartbeat);
+            }
+            Publication::RouterRegister(it) => {
+                assert!(self.connected, "a registration without a bus");
+                assert!(self.told_running.contains(&self.ports[&it.port]), "a route before the heartbeat: {it:?}");
+                assert!(!it.uris.is_empty());
+                self.routes.entry(it.port).or_default().extend(it.uris.iter().cloned());
+            }
+            Publication::RouterUnregister(RouteRegistration { uris, port, .. }) => {
+                assert!(!uris.is_empty());
+                let known = self.routes.entry(*port).or_default();
+                known.retain(|uri| !uris.contains(uri));
+            }
+            Publication::DropletExited(exited) => {
+                let (crashed, id) = (exited.reason == ExitReason::Crashed, &exited.instance_id);
+                assert_eq!(exited.crash_timestamp, crashed.then(|| now.wall.whole_seconds()));
+                assert!(!crashed || self.untold.remove(id), "a crash is told that did not happen, or twice: {exited:?}");
+                assert!(self.ended.insert(id.clone()), "an end is told twice: {exited:?}");
+                assert!(crashed || (exited.reason == ExitReason::DeaShutdown) == self.farewell);
+            }
+            Publication::Shutdown(_) => {
+                assert!(!self.farewell, "the farewell is said twice");
+                self.farewell = true;
+            }
+            Publication::RouterGreet | Publication::ComponentAnnounce(_) => assert!(self.connected),
+        }
+    }
+
+    fn note_heartbeat(&mut self, heartbeat: &Heartbeat) {
+        let told = |state| heartbeat.droplets.iter().filter(|entry| entry.state == state).count();
+        let known = |state| self.states.iter().filter(move |(_, known)| **known == state).map(|(key, _)| *key);
+        for state in [InstanceState::Starting, InstanceState::Running] {
+            assert_eq!(told(state), known(state).count(), "{state} in {heartbeat:?}");
+        }
+        // A crash that has just been reaped is known here until the next check.
+        assert!(told(InstanceState::Crashed) <= known(InstanceState::Crashed).count());
+        assert_eq!(told(InstanceState::Stopping) + told(InstanceState::Born), 0);
+        self.told_running = known(InstanceState::Running).collect();
+    }
+
+    fn note_answer(&mut self, to: &ReplyTo, answer: &Answer) {
+        let staging = self.stagings.get_mut(to);
+        match answer {
+            Answer::Setup(_) => {
+                let (first, second) = staging.expect("only stagings are answered so");
+                assert_eq!((*first, *second), (0, 0), "a first reply at the wrong time");
+                *first = 1;
+            }
+            Answer::Staged(reply) => {
+                let (_, second) = staging.expect("only stagings are answered so");
+                assert_eq!(*second, 0, "a second second reply");
+                assert_eq!(reply.error.is_none(), reply.droplet_sha1.is_some());
+                *second = 1;
+            }
+            Answer::Found(_) | Answer::Status(_) | Answer::Component(_) | Answer::Varz(_) => {}
+        }
+    }
+
+    fn note_transition(&mut self, key: InstanceKey, id: &InstanceId, from: InstanceState, to: InstanceState) {
+        use InstanceState::{Born, Crashed, Running, Starting, Stopped, Stopping};
+        let before = self.states.insert(key, to);
+        assert_eq!(before.unwrap_or(Born), from, "{key:?} was in another state");
+        let legal = matches!(
+            (from, to),
+            (Born, Starting | Crashed | Stopped)
+                | (Starting, Running | Crashed | Stopping)
+                | (Running, Crashed | Stopping)
+                | (Stopping, Stopped)
+        );
+        assert!(legal, "{key:?} went from {from} to {to}");
+        if to == Crashed {
+            self.untold.insert(id.clone());
+        }
+    }
+
+    /// Everything that must hold between inputs.
+    pub(crate) fn check(&mut self, now: Now, cell: &mut Cell, sandboxes: &BTreeSet<InstanceKey>) {
+        let seen = varz(cell, now);
+        assert!(seen.available_memory_ratio >= 0.0 && seen.available_disk_ratio >= 0.0, "too much is promised");
+        self.check_registry(&seen, sandboxes);
+        self.check_routes(&seen);
+        let next = cell.next_wake();
+        if next.is_none_or(|next| next > now.mono) {
+            assert_eq!(cell.handle(now, Input::Wake), [], "woken before its time, the agent does something");
+            assert_eq!(cell.next_wake(), next);
+            assert_eq!(varz(cell, now), seen);
+        }
+    }
+
+    fn check_registry(&mut self, seen: &Varz, sandboxes: &BTreeSet<InstanceKey>) {
+        let entries: BTreeMap<_, _> = seen.instances.iter().map(|instance| (instance.key, instance)).collect();
+        assert_eq!(entries.len(), seen.instances.len(), "an instance is registered twice");
+        for key in sandboxes {
+            assert!(entries.contains_key(key), "sandbox {key:?} belongs to nobody");
+        }
+        for (key, instance) in &entries {
+            assert_eq!(self.states.get(key), Some(&instance.state), "{instance:?}");
+            let needs = matches!(instance.state, InstanceState::Running | InstanceState::Stopping);
+            assert!(!needs || sandboxes.contains(key), "no sandbox for {instance:?}");
+        }
+        self.states.retain(|key, state| {
+            let is_gone = !entries.contains_key(key);
+            assert!(!is_gone || matches!(state, InstanceState::Stopped | InstanceState::Crashed), "{key:?} has vanished while {state}");
+            !is_gone
+        });
+    }
+
+    fn check_routes(&self, seen: &Varz) {
+        for (port, uris) in self.routes.iter().filter(|(_, uris)| !uris.is_empty()) {
+            let instance = self.owner(*port, seen);
+            assert!(instance.is_some_and(|instance| instance.state == InstanceState::Running), "{uris:?} lead to {instance:?}");
+            assert!(instance.is_some_and(|instance| uris.iter().all(|uri| instance.uris.contains(uri))), "{uris:?} lead to {instance:?}");
+        }
+    }
+
+    fn owner<'a>(&self, port: u16, seen: &'a Varz) -> Option<&'a VarzInstance> {
+        let key = self.ports.get(&port)?;
+        seen.instances.iter().find(|instance| instance.key == *key)
+    }
+
+    pub(crate) fn assert_all_routes_are_known(&self, seen: &Varz) {
+        for (port, key) in &self.ports {
+            let Some(instance) = self.owner(*port, seen).filter(|instance| instance.state == InstanceState::Running) else { continue };
+            let known = self.routes.get(port).cloned().unwrap_or_default();
+            assert_eq!(known, instance.uris.iter().cloned().collect(), "routes to {key:?}");
+        }
+    }
+
+    pub(crate) fn assert_no_routes(&self) {
+        assert!(self.routes.values().all(BTreeSet::is_empty), "{:?}", self.routes);
+    }
+
+    pub(crate) fn assert_all_stagings_are_answered(&self) {
+        for (to, (_, second)) in &self.stagings {
+            assert_eq!(*second, 1, "{to:?} waits in vain");
+        }
+    }
+}
+
+/// What the runs have reached, so that a run which no longer reaches anything is noticed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Coverage {
+    reached: BTreeMap<String, u64>,
+}
+
+impl Coverage {
+    pub(crate) fn note(&mut self, effect: &Effect) {
+        let what = match effect {
+            Effect::Transitioned { from, to, .. } => format!("{from} → {to}"),
+            Effect::KillSandbox(_) => "kill".to_owned(),
+            Effect::DeleteInstanceFiles(_) => "delete files".to_owned(),
+            Effect::CancelStaging(_) => "cancel staging".to_owned(),
+            Effect::Refused { why, .. } if why.contains("shutting down") => "refused while shutting down".to_owned(),
+            Effect::Publish(Publication::DropletExited(exited)) => exited.exit_description.lines().next().unwrap_or_default().to_owned(),
+            Effect::Reply(_, Answer::Staged(reply)) => reply.error.clone().unwrap_or_else(|| "staged".to_owned()),
+            Effect::Exit(code) => format!("exit {code}"),
+            _ => return,
+        };
+        *self.reached.entry(what).or_default() += 1;
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (what, times) in &other.reached {
+            *self.reached.entry(what.clone()).or_default() += times;
+        }
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        let wanted = [
+            "BORN → STARTING",
+            "BORN → CRASHED",
+            "STARTING → RUNNING",
+            "STARTING → STOPPING",
+            "STARTING → CRASHED",
+            "RUNNING → STOPPING",
+            "RUNNING → CRASHED",
+            "STOPPING → STOPPED",
+            "kill",
+            "delete files",
+            "cancel staging",
+            "refused while shutting down",
+            "Not enough disk resource available.",
+            "Not enough memory resource available.",
+            "failed to start",
+            "failed to accept connections within health check timeout",
+            "wasm trap: unreachable",
+            "staged",
+            "no",
+            "no bits",
+            "Error staging: task stopped",
+            "Staging in container timed out",
+            "exit 0",
+            "exit 1",
+        ];
+        wanted.iter().all(|what| self.reached.contains_key(*what))
+    }
+}
