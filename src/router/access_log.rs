@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use dewar_core::routes::EndpointInfo;
+use dewar_core::routes::Endpoint;
 use http::header::{HOST, HeaderMap, HeaderValue, REFERER, USER_AGENT};
 use http::{Method, Request, Uri, Version};
 use jiff::Timestamp;
@@ -18,6 +18,7 @@ use tracing::error;
 
 use crate::config::AccessLogTarget;
 use crate::headers::{X_FORWARDED_FOR, X_FORWARDED_PROTO};
+use crate::upstream::Upstream;
 
 /// Requests that may wait to be written. When the disk is slower than the clients for that long, further lines are dropped and counted.
 const QUEUE: usize = 8192;
@@ -63,6 +64,22 @@ impl RequestFacts {
     }
 }
 
+/// What the log says of an instance; handles as well.
+#[derive(Debug)]
+pub(crate) struct EndpointFacts {
+    address: SocketAddr,
+    app: Option<HeaderValue>,
+    index: Option<HeaderValue>,
+    instance_id: Option<HeaderValue>,
+}
+
+impl EndpointFacts {
+    pub(crate) fn of(endpoint: &Endpoint<Upstream>) -> Self {
+        let Upstream { app, index, instance_id, .. } = &endpoint.attachment;
+        Self { address: endpoint.info.address, app: app.clone(), index: index.clone(), instance_id: instance_id.clone() }
+    }
+}
+
 /// A request that is over.
 #[derive(Debug)]
 pub(crate) struct AccessRecord {
@@ -71,7 +88,7 @@ pub(crate) struct AccessRecord {
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,
     pub(crate) elapsed: Duration,
-    pub(crate) endpoint: Option<EndpointInfo>,
+    pub(crate) endpoint: Option<EndpointFacts>,
     pub(crate) router_error: Option<&'static str>,
 }
 
@@ -89,9 +106,12 @@ impl fmt::Display for AccessRecord {
         write!(f, "x_forwarded_proto:{} ", Quoted::header(&facts.forwarded_proto))?;
         write!(f, "vcap_request_id:{} ", Quoted(Some(facts.request_id.as_bytes())))?;
         write!(f, "response_time:{:.6} ", self.elapsed.as_secs_f64())?;
-        write!(f, "app_id:{} ", Quoted(instance.and_then(|info| info.app.as_ref()).map(|app| app.as_str().as_bytes())))?;
-        write!(f, "app_index:{} ", Quoted(instance.and_then(|info| info.index.as_deref()).map(str::as_bytes)))?;
-        write!(f, "instance_id:{} ", Quoted(instance.and_then(|info| info.instance_id.as_deref()).map(str::as_bytes)))?;
+        let field = |of: fn(&EndpointFacts) -> &Option<HeaderValue>| {
+            Quoted(instance.and_then(|facts| of(facts).as_ref()).map(HeaderValue::as_bytes))
+        };
+        write!(f, "app_id:{} ", field(|facts| &facts.app))?;
+        write!(f, "app_index:{} ", field(|facts| &facts.index))?;
+        write!(f, "instance_id:{} ", field(|facts| &facts.instance_id))?;
         write!(f, "x_cf_routererror:{}", Quoted(self.router_error.map(str::as_bytes)))
     }
 }
@@ -243,12 +263,11 @@ mod tests {
             bytes_received: 3,
             bytes_sent: 1234,
             elapsed: Duration::from_millis(12),
-            endpoint: Some(EndpointInfo {
+            endpoint: Some(EndpointFacts {
                 address: "10.0.0.1:61001".parse().unwrap(),
-                app: Some("app".into()),
-                instance_id: Some("i-1".to_owned()),
-                index: Some("0".to_owned()),
-                tags: Default::default(),
+                app: Some(HeaderValue::from_static("app")),
+                index: Some(HeaderValue::from_static("0")),
+                instance_id: Some(HeaderValue::from_static("i-1")),
             }),
             router_error: None,
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use dewar_core::routes::Lease;
 use http::{HeaderMap, StatusCode};
 
-use crate::access_log::{AccessRecord, RequestFacts};
+use crate::access_log::{AccessRecord, EndpointFacts, RequestFacts};
 use crate::proxy::Client;
 use crate::upstream::{Connection, Upstream};
 
@@ -92,7 +92,7 @@ impl Drop for Exchange {
                 bytes_received: activity.body_bytes(),
                 bytes_sent: self.bytes_sent,
                 elapsed: self.started.elapsed(),
-                endpoint: lease.map(|lease| lease.info.clone()),
+                endpoint: lease.map(|lease| EndpointFacts::of(&lease)),
                 router_error: self.router_error,
             });
         }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::identity::{Identity, Uptime};
 use crate::proxy::Proxy;
@@ -70,6 +70,9 @@ impl Registrar {
                 },
                 _ = sweep.tick() => self.sweep(),
             }
+        }
+        if !stop.is_cancelled() {
+            error!("bus client has ended, routes are kept as they are");
         }
         self.routes.unsubscribe().await;
         self.discoveries.unsubscribe().await;

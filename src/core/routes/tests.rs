@@ -418,7 +418,15 @@ fn apply(table: &mut RouteTable<()>, now: u64, step: &Step) {
     }
 }
 
+/// A found seed is kept beside this file: proptest's own choice would be a folder among the crates.
+fn config() -> ProptestConfig {
+    let beside = proptest::test_runner::FileFailurePersistence::WithSource("proptest-regressions");
+    ProptestConfig { failure_persistence: Some(Box::new(beside)), ..ProptestConfig::default() }
+}
+
 proptest! {
+    #![proptest_config(config())]
+
     #[test]
     fn the_table_agrees_with_the_model(steps in proptest::collection::vec(step(), 1..60), least in any::<bool>()) {
         let balancing = if least { Balancing::LeastConnections } else { Balancing::RoundRobin };

@@ -325,3 +325,23 @@ async fn an_endpoint_has_no_more_requests_than_it_may() {
     drop(held);
     crate::stage::eventually("no request in flight", async || (stage.routes().await["a.example"][0]["in_flight"] == 0).then_some(())).await;
 }
+
+#[tokio::test]
+async fn a_connection_with_an_unfinished_body_is_not_used_again() {
+    let stage = Stage::set().await;
+    let address = bare_instance(|mut wire: Wire, _| async move {
+        let head = wire.head().await;
+        wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        if head.starts_with("POST") {
+            wire.closed().await;
+        }
+    })
+    .await;
+    stage.register(&["a.example"], address).await;
+    let mut early = stage.connect().await;
+    early.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 100\r\n\r\nhalf").await;
+    assert!(early.head().await.starts_with("HTTP/1.1 200"));
+    let since = std::time::Instant::now();
+    assert_eq!(text(stage.get("a.example", "/").await), "ok");
+    assert!(since.elapsed() < Duration::from_secs(3), "the answer waited for a connection that was not free: {:?}", since.elapsed());
+}

@@ -141,7 +141,12 @@ async fn a_connection_may_rest_between_requests_but_not_for_ever() {
         config.clients.idle_timeout = Duration::from_millis(1200);
     })
     .await;
-    let app = App::named("app").await;
+    // Slower than any clock that was set before the request: it must be set anew afterwards.
+    let app = App::start(|_| async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Response::new(http_body_util::Full::new(Bytes::from_static(b"app")))
+    })
+    .await;
     stage.register(&["a.example"], app.address).await;
     let mut client = stage.connect().await;
     for _ in 0..3 {
