@@ -77,13 +77,14 @@ impl Client {
         report: Reporter<'_>,
         stop: &CancellationToken,
     ) -> Result<StagedDroplet, ClientError> {
+        let stop_earlier = StagingStop { app_id: request.app_id.clone() };
+        // As the Cloud Controller does: what an earlier, killed command has left staging is of no use any more. Before stagers are
+        // asked, because an agent that has answered them has surely taken this in, and it must not hit what is to come.
+        self.bus.publish(subjects::STAGING_STOP, &stop_earlier)?;
         let stagers = self.stagers().await?;
         let agent = pick_stager(&stagers).expect("there is at least one").id.clone();
         let task = TaskId(random_hex().map_err(|source| ClientError::Io { action: "draw randomness".to_owned(), source })?);
         let (message, droplet, cache) = offer(request, server, &task);
-        let stop_earlier = StagingStop { app_id: request.app_id.clone() };
-        // As the Cloud Controller does: what an earlier, killed command has left staging is of no use any more.
-        self.bus.publish(subjects::STAGING_STOP, &stop_earlier)?;
         let inbox = self.bus.new_inbox();
         let replies = self.bus.subscribe(&inbox).await?;
         self.bus.flush(FLUSH_TIMEOUT).await?;
