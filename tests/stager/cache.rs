@@ -95,6 +95,14 @@ pub(crate) async fn a_controller_keeps_the_buildpack_cache() {
     assert_eq!(error.message, "Error uploading: (Upload failed - status 500)");
 }
 
+pub(crate) async fn a_buildpack_cache_that_cannot_be_kept_is_not() {
+    let world = World::new().await;
+    let mut message = world.driven("compile: symlink ../../outside /cache/link\n");
+    message["buildpack_cache_upload_uri"] = json!(world.controller.url("/cache"));
+    world.staged(&message).await;
+    assert_eq!(world.posted("/cache").len(), 0, "a cache with a link that leads out of it");
+}
+
 pub(crate) async fn a_buildpack_cache_that_is_of_no_use_is_none() {
     let world = World::new().await;
     for (change, cache) in [Answer::ok("no archive"), Answer::status(500, ""), Answer::Close].into_iter().enumerate() {

@@ -34,6 +34,7 @@ pub(crate) async fn a_component_becomes_a_droplet() {
     assert_eq!(droplet.process_types, BTreeMap::from([("web".to_owned(), "hello.wasm".to_owned())]));
     let lines = log.lines();
     assert!(lines[0].starts_with("-----> Downloaded app package (") && lines[0].ends_with("K)"), "{lines:?}");
+    assert!(lines.contains(&"-----> Detected WebAssembly (buildpack wasm)".to_owned()), "{lines:?}");
     assert!(lines.last().unwrap().starts_with("-----> Uploading droplet ("), "{lines:?}");
     let archive = std::fs::read(world.droplets.archive(&droplet.sha1)).unwrap();
     assert!(world.posted("/droplet") == std::slice::from_ref(&archive), "what is stored is what was sent");

@@ -5,6 +5,7 @@ mod cache;
 mod droplet;
 mod hostile;
 mod interruption;
+mod secure;
 mod selection;
 mod world;
 
@@ -53,6 +54,8 @@ trials![
     cache::a_buildpack_cache_stays_with_its_app,
     cache::a_controller_keeps_the_buildpack_cache,
     cache::a_buildpack_cache_that_is_of_no_use_is_none,
+    cache::a_buildpack_cache_that_cannot_be_kept_is_not,
+    secure::packages_come_over_tls_from_whom_the_system_trusts,
     hostile::packages_that_are_none,
     hostile::no_buildpack_detects_the_app,
     hostile::buildpacks_that_fail,

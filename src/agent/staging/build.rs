@@ -64,6 +64,7 @@ impl Build<'_> {
             Selection::Given(candidate) => {
                 let name = candidate.origin.name();
                 let buildpack = self.load(candidate).await?.map_err(|source| Failure::Buildpack { name: name.to_owned(), source })?;
+                self.log.line(LogStream::Out, &format!("-----> Using buildpack {name}"));
                 return Ok(Chosen { buildpack, origin: candidate.origin.clone(), detected: None });
             }
             Selection::Detect(candidates) => candidates,
@@ -78,6 +79,7 @@ impl Build<'_> {
             };
             if let Some((buildpack, detected)) = detected {
                 info!(buildpack = candidate.origin.name(), detected, "app detected");
+                self.log.line(LogStream::Out, &format!("-----> Detected {detected} (buildpack {})", candidate.origin.name()));
                 return Ok(Chosen { buildpack, origin: candidate.origin.clone(), detected: Some(detected) });
             }
         }

@@ -21,7 +21,7 @@ pub(super) enum Failure {
     #[error("Error staging: failed to {0}")]
     Egress(#[from] InvalidEgressRule),
     #[error("Error staging: {0}")]
-    Buildpacks(#[from] BuildpackSetupError),
+    Buildpacks(#[source] BuildpackSetupError),
     #[error("Error staging: app package: {0}")]
     Download(#[source] DownloadError),
     #[error("Error staging: app package: failed to {0}")]
@@ -112,6 +112,12 @@ impl From<UnpackError> for Failure {
             UnpackError::Tree(TreeError::Write { source, .. }) => Self::Disk { what: "store the app package", source },
             error => Self::Package(error),
         }
+    }
+}
+
+impl From<BuildpackSetupError> for Failure {
+    fn from(error: BuildpackSetupError) -> Self {
+        if matches!(error, BuildpackSetupError::Stopped) { Self::Stopped } else { Self::Buildpacks(error) }
     }
 }
 

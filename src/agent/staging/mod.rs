@@ -111,10 +111,11 @@ impl Stager {
     ) -> Result<StagedDroplet, StagingFailed> {
         // What runs on other threads is told to end also when this future is dropped.
         let stop = stop.child_token();
-        let _stop_with_this = stop.clone().drop_guard();
+        let stop_with_this = stop.clone().drop_guard();
         let mut task = Task::new(Arc::clone(&self.0), spec, Arc::clone(&log), stop);
         let outcome = task.run(set_up).await;
         let during_setup = task.phase() == Phase::Setup;
+        drop(stop_with_this);
         task.clean_up().await;
         outcome
             .map_err(|failure| {

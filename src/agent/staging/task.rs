@@ -1,7 +1,7 @@
 //! One staging, from the message to the droplet.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use dewar_core::{StagedDroplet, StagingSpec, environment};
@@ -17,7 +17,7 @@ use super::build::{Build, Built};
 use super::buildpack_cache::directory_name;
 use super::buildpacks::{self, InUse, Origin, Selection};
 use super::cache::Outcome;
-use super::droplet::pack_tree;
+use super::droplet::{PackError, pack_tree};
 use super::failure::Failure;
 use super::fingerprint::Inputs;
 use super::size::Size;
@@ -104,7 +104,7 @@ impl<'a> Task<'a> {
         let downloads = workspace.downloads();
         let (means, message) = (&self.means, self.message());
         let in_use = means.admin_buildpacks.reserve(&message.admin_buildpacks);
-        let admin = self.unless_stopped(means.admin_buildpacks.provide(&message.admin_buildpacks, &means.transfers, &self.stop)).await??;
+        let admin = means.admin_buildpacks.provide(&message.admin_buildpacks, &means.transfers, &self.stop).await?;
         let selection = buildpacks::select(&message.properties, admin, &means.transfers, &downloads, &self.stop).await?;
         let limit = self.spec.disk.to_bytes();
         let package = means.transfers.download(&message.download_uri, &downloads, limit, Retry::Transient);
@@ -131,7 +131,7 @@ impl<'a> Task<'a> {
 
     async fn stage(&self, setup: Setup) -> Result<StagedDroplet, Failure> {
         let deadline = Instant::now() + self.means.config.max_duration;
-        let package = tokio::time::timeout_at(deadline, self.unpack_package(&setup)).await.map_err(|_| Failure::TimedOut)??;
+        let package = self.unpack_package(&setup).await?;
         self.say(&format!("-----> Downloaded app package ({})", Size(setup.package.size.0)));
         let environment = environment::staging(self.message(), self.means.config.max_duration);
         let fingerprint = Inputs {
@@ -237,14 +237,21 @@ impl<'a> Task<'a> {
             return Ok(());
         };
         let (held, name, stop) = (Arc::clone(workspace), directory_name(buildpack), self.stop.clone());
-        let packed: Result<PathBuf, Failure> = blocking::run(move || {
-            pack_tree(&name, &held.cache(), &held.cache_archive(), &stop)?;
-            Ok(held.cache_archive())
-        })
-        .await;
-        let packed = packed?;
-        let uploaded = upload(&self.means.transfers, uri, &packed, "buildpack_cache.tgz");
-        Ok(self.unless_stopped(uploaded).await??)
+        let packed = blocking::run(move || {
+            let archive = held.cache_archive();
+            pack_tree(&name, &held.cache(), &archive, &stop).map(|()| archive)
+        });
+        match packed.await {
+            Ok(archive) => {
+                let uploaded = upload(&self.means.transfers, uri, &archive, "buildpack_cache.tgz");
+                Ok(self.unless_stopped(uploaded).await??)
+            }
+            Err(PackError::Cancelled) => Err(Failure::Stopped),
+            Err(error) => {
+                warn!(%error, "buildpack cache not kept");
+                Ok(())
+            }
+        }
     }
 }
 

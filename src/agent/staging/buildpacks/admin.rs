@@ -86,7 +86,7 @@ impl AdminBuildpacks {
         if let Some(bad) = wanted.iter().find(|buildpack| !is_key(&buildpack.key)) {
             return Err(BuildpackSetupError::Key(bad.key.chars().take(MAX_KEY).collect()));
         }
-        let _pass = self.pass.lock().await;
+        let _pass = stop.run_until_cancelled(self.pass.lock()).await.ok_or(BuildpackSetupError::Stopped)?;
         let mut candidates = Vec::new();
         for buildpack in wanted {
             if parse_http(buildpack.url.expose()).is_none() {
