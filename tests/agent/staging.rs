@@ -1,12 +1,15 @@
 //! Staging as a Cloud Controller sees it: two replies, then the app.
 
 use std::io::Write as _;
-use std::net::TcpListener;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 use zip::write::SimpleFileOptions;
 
-use crate::world::{World, eventually, get, guest, next, next_where};
+use crate::world::{PATIENCE, World, eventually, get, guest, next, next_where};
 
 const STAGES: &str = "staging: { enabled: true }\n";
 
@@ -64,13 +67,18 @@ pub(crate) async fn a_stopped_app_is_no_longer_staged() {
     let mut advertised = world.subscribe("staging.advertise").await;
     let before = next(&mut advertised).await;
     // Somebody who takes connections and says nothing: the download waits.
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut message = staging_message(&world, "tests/http-driver", "shop");
     message["download_uri"] = json!(format!("http://{}/package.zip", silent.local_addr().unwrap()));
     world.bus.publish_reply("staging", &inbox, &message).unwrap();
+    let (mut download, _) = timeout(PATIENCE, silent.accept()).await.expect("no download").unwrap();
     next_where(&mut advertised, "with less memory", |now| now["available_memory"] != before["available_memory"]).await;
     world.publish("staging.stop", &json!({ "app_id": "shop" }));
     assert_eq!(next(&mut replies).await["error"], "Error staging: task stopped");
+    // The request's head is there; what follows is the end of the connection, long before the 30 s after which a download that
+    // does not move ends by itself.
+    let mut head = Vec::new();
+    timeout(Duration::from_secs(15), download.read_to_end(&mut head)).await.expect("the download goes on").unwrap();
     eventually("the memory's return", async || {
         (next(&mut advertised).await["available_memory"] == before["available_memory"]).then_some(())
     })
