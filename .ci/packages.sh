@@ -17,6 +17,11 @@ install_missing() {
     missing=''
 }
 
+# A minimal profile of rustup has neither.
+need_checks() {
+    cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
+}
+
 need_cargo() {
     [ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
     command -v cargo >/dev/null 2>&1 || die 'cargo is missing: install Rust 1.95 or newer with rustup'

@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 . .ci/packages.sh
 
 need_cargo
+need_checks
 need cc gcc
 [ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 PATH="$PATH:/usr/sbin"

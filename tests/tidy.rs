@@ -16,7 +16,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Libraries that one crate alone may name, so that replacing or upgrading them stays one crate's affair.
-const CONFINED: &[(&str, &str)] = &[("wasmtime", "sandbox"), ("wasmtime-wasi", "sandbox"), ("wasmtime-wasi-http", "sandbox"), ("async-nats", "bus")];
+const CONFINED: &[(&str, &str)] =
+    &[("wasmtime", "sandbox"), ("wasmtime-wasi", "sandbox"), ("wasmtime-wasi-http", "sandbox"), ("async-nats", "bus")];
 
 const MAX_FILE_LINES: usize = 700;
 const MAX_FUNCTION_LINES: usize = 90;
@@ -156,7 +157,9 @@ fn every_wire_message_has_a_golden_form() {
     let golden: String = rust_files(&root().join("tests/protocol")).iter().map(|path| fs::read_to_string(path).unwrap()).collect();
     for path in rust_files(&root().join("src/protocol")) {
         let text = fs::read_to_string(&path).unwrap();
-        for name in text.lines().filter_map(|line| line.strip_prefix("pub struct ")).filter_map(|rest| rest.split([' ', '(', '<', ';']).next()) {
+        for name in
+            text.lines().filter_map(|line| line.strip_prefix("pub struct ")).filter_map(|rest| rest.split([' ', '(', '<', ';']).next())
+        {
             // These are units, errors and parts that only occur inside the messages.
             let part = ["Bytes", "UnixSeconds", "Mib", "InvalidDigest", "Secret", "UnknownState", "AppId", "Limits", "PlacementProperties"];
             assert!(part.contains(&name) || golden.contains(name), "{}: {name} has no golden form in tests/protocol", path.display());

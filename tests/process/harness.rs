@@ -1,0 +1,209 @@
+//! Processes, ports, waiting and a minimal HTTP client.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long anything may take here before the test has failed. Compiling a component in an unoptimised build is the slowest.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A guest that `guest-sdk/build.sh` has built, such as `examples/hello`.
+pub(crate) fn guest(name: &str) -> PathBuf {
+    let path = root().join("target/guests").join(format!("{name}.wasm"));
+    assert!(path.exists(), "{} is missing: run `sh guest-sdk/build.sh` first", path.display());
+    path
+}
+
+/// Waits until `probe` yields something; level-triggered and bounded.
+pub(crate) fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "gave up waiting for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A port that was free a moment ago.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub(crate) fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// A process that is killed when the test ends, with what it printed so far.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    printed: Arc<Mutex<String>>,
+}
+
+impl Process {
+    pub(crate) fn spawn(name: &str, command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        let printed = Arc::new(Mutex::new(String::new()));
+        let outputs: [Box<dyn Read + Send>; 2] = [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for output in outputs {
+            let printed = printed.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    let mut printed = printed.lock().unwrap();
+                    printed.push_str(&line);
+                    printed.push('\n');
+                }
+            });
+        }
+        Self { name: name.to_owned(), child, printed }
+    }
+
+    /// A role of the binary under test.
+    pub(crate) fn dewar(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dewar"));
+        Self::spawn(arguments[0], command.args(arguments).env_remove("DEWAR_NATS").env("NO_COLOR", "1"))
+    }
+
+    pub(crate) fn printed(&self) -> String {
+        self.printed.lock().unwrap().clone()
+    }
+
+    /// Waits for a line that contains `text` and yields it.
+    pub(crate) fn line(&self, text: &str) -> String {
+        let name = &self.name;
+        eventually(&format!("{name} to print {text:?}"), || self.printed().lines().find(|line| line.contains(text)).map(str::to_owned))
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let done = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(done.success(), "send {signal} to {}", self.name);
+    }
+
+    pub(crate) fn exit(&mut self) -> ExitStatus {
+        let name = self.name.clone();
+        let child = &mut self.child;
+        eventually(&format!("{name} to exit"), || child.try_wait().unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Killing what has ended already fails, and that is fine here.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {} printed:\n{}", self.name, self.printed());
+        }
+    }
+}
+
+/// A real nats-server on `port`.
+pub(crate) fn nats_server(port: u16) -> Process {
+    let program = std::env::var("NATS_SERVER").unwrap_or_else(|_| "nats-server".to_owned());
+    let mut command = Command::new(&program);
+    let server = Process::spawn("nats-server", command.args(["-a", "127.0.0.1", "-p", &port.to_string()]));
+    eventually("nats-server to listen (Debian's package nats-server provides it)", || TcpStream::connect(loopback(port)).ok());
+    server
+}
+
+/// Runs a client verb to its end.
+pub(crate) struct Client {
+    pub(crate) nats: String,
+    pub(crate) home: PathBuf,
+}
+
+pub(crate) struct Finished {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Client {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Finished {
+        let output = Command::new(env!("CARGO_BIN_EXE_dewar"))
+            .args(arguments)
+            .env("DEWAR_NATS", &self.nats)
+            .env("DEWAR_HOME", &self.home)
+            .env("NO_COLOR", "1")
+            .output()
+            .unwrap();
+        Finished {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// As [`Client::run`], for what must succeed.
+    pub(crate) fn must(&self, arguments: &[&str]) -> String {
+        let done = self.run(arguments);
+        assert_eq!(done.code, 0, "dewar {arguments:?}\n{}\n{}", done.stdout, done.stderr);
+        done.stdout
+    }
+}
+
+/// An HTTP response, read to its end.
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: String,
+}
+
+/// One GET on a connection of its own. `None`: nobody listens, or the connection broke.
+pub(crate) fn get(address: SocketAddr, host: &str, path: &str) -> Option<Response> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").ok()?;
+    let mut raw = Vec::new();
+    stream.read_to_end(&mut raw).ok()?;
+    let raw = String::from_utf8_lossy(&raw).into_owned();
+    let (head, body) = raw.split_once("\r\n\r\n")?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    let headers: BTreeMap<String, String> =
+        lines.filter_map(|line| line.split_once(':')).map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
+    let chunked = headers.get("transfer-encoding").is_some_and(|coding| coding.contains("chunked"));
+    let body = if chunked { unchunk(body)? } else { body.to_owned() };
+    Some(Response { status, headers, body })
+}
+
+fn unchunk(mut rest: &str) -> Option<String> {
+    let mut body = String::new();
+    loop {
+        let (size, tail) = rest.split_once("\r\n")?;
+        let size = usize::from_str_radix(size, 16).ok()?;
+        if size == 0 {
+            return Some(body);
+        }
+        body.push_str(tail.get(..size)?);
+        rest = tail.get(size + 2..)?;
+    }
+}
+
+/// Waits for a response with this status.
+pub(crate) fn get_until(address: SocketAddr, host: &str, path: &str, status: u16) -> Response {
+    let mut last = None;
+    eventually(&format!("{status} from {host}{path}"), || match get(address, host, path) {
+        Some(response) if response.status == status => Some(response),
+        other => {
+            last = other;
+            None
+        }
+    })
+}

@@ -1,0 +1,12 @@
+//! The built binary as its users meet it: processes, signals, exit codes, a real nats-server, and peers that know nothing of Dewar.
+//!
+//! Everything here speaks to Dewar through sockets, files and command lines only.
+
+mod controller;
+mod harness;
+mod nats;
+
+mod bare_protocol;
+mod dev;
+mod faults;
+mod three_processes;

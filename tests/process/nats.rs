@@ -1,0 +1,118 @@
+//! A NATS client of sixty lines that knows the protocol's text and nothing of Dewar: what any language's client does.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{PATIENCE, eventually};
+
+pub(crate) struct Nats {
+    writer: TcpStream,
+    reader: BufReader<TcpStream>,
+    subscriptions: usize,
+    waiting: VecDeque<Message>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) subject: String,
+    pub(crate) reply_to: Option<String>,
+    pub(crate) json: Value,
+}
+
+impl Nats {
+    pub(crate) fn connect(server: SocketAddr) -> Self {
+        let writer = eventually("a NATS server", || TcpStream::connect(server).ok());
+        writer.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let reader = BufReader::new(writer.try_clone().unwrap());
+        let mut client = Self { writer, reader, subscriptions: 0, waiting: VecDeque::new() };
+        client.send("CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"none\"}\r\nPING\r\n");
+        client
+    }
+
+    fn send(&mut self, text: &str) {
+        self.writer.write_all(text.as_bytes()).unwrap();
+    }
+
+    pub(crate) fn subscribe(&mut self, subject: &str) {
+        self.subscriptions += 1;
+        let id = self.subscriptions;
+        self.send(&format!("SUB {subject} {id}\r\n"));
+    }
+
+    pub(crate) fn publish(&mut self, subject: &str, json: &Value) {
+        let payload = json.to_string();
+        self.send(&format!("PUB {subject} {}\r\n{payload}\r\n", payload.len()));
+    }
+
+    /// Publishes with a reply subject; the answers come as messages on it.
+    pub(crate) fn ask(&mut self, subject: &str, reply_to: &str, json: &Value) {
+        let payload = json.to_string();
+        self.subscribe(reply_to);
+        self.send(&format!("PUB {subject} {reply_to} {}\r\n{payload}\r\n", payload.len()));
+    }
+
+    /// Waits for a message on `subject` that `wanted` accepts; messages on other subjects stay for later calls.
+    pub(crate) fn expect(&mut self, subject: &str, mut wanted: impl FnMut(&Message) -> bool) -> Message {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            while let Some(at) = self.waiting.iter().position(|message| message.subject == subject) {
+                let message = self.waiting.remove(at).unwrap();
+                if wanted(&message) {
+                    return message;
+                }
+            }
+            assert!(Instant::now() < deadline, "no fitting message on {subject}");
+            self.receive();
+        }
+    }
+
+    /// How many messages on `subject` are waiting after listening for `span`.
+    pub(crate) fn count_within(&mut self, subject: &str, span: Duration) -> usize {
+        let deadline = Instant::now() + span;
+        while Instant::now() < deadline {
+            self.receive();
+        }
+        self.waiting.iter().filter(|message| message.subject == subject).count()
+    }
+
+    /// Reads one operation, or nothing for a while.
+    fn receive(&mut self) {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Ok(0) => panic!("the server closed the connection"),
+            Ok(_) => {}
+            Err(_) if line.is_empty() => return,
+            Err(error) => panic!("half a line from the server: {error}"),
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["MSG", subject, _id, rest @ .., length] => {
+                let mut payload = vec![0; length.parse::<usize>().unwrap() + 2];
+                self.read_exactly(&mut payload);
+                payload.truncate(payload.len() - 2);
+                let json = if payload.is_empty() { Value::Null } else { serde_json::from_slice(&payload).unwrap() };
+                let reply_to = rest.first().map(|reply| (*reply).to_owned());
+                self.waiting.push_back(Message { subject: (*subject).to_owned(), reply_to, json });
+            }
+            ["PING"] => self.send("PONG\r\n"),
+            ["-ERR", ..] => panic!("server: {line}"),
+            _ => {}
+        }
+    }
+
+    fn read_exactly(&mut self, mut buffer: &mut [u8]) {
+        let deadline = Instant::now() + PATIENCE;
+        while !buffer.is_empty() {
+            assert!(Instant::now() < deadline, "half a message from the server");
+            match self.reader.read(buffer) {
+                Ok(0) => panic!("the server closed the connection"),
+                Ok(read) => buffer = &mut buffer[read..],
+                Err(_) => {}
+            }
+        }
+    }
+}

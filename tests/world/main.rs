@@ -1,0 +1,8 @@
+//! One process with everything real on loopback: embedded broker, agents, router, client, wasmtime, files; and a proxy that breaks
+//! the agents' connection to the bus in the ways a network does.
+
+mod platform;
+mod proxy;
+
+mod life;
+mod network;
