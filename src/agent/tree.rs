@@ -31,7 +31,7 @@ pub(crate) struct TreeLimits {
 /// Directories above a file; a guest would not get deeper either.
 const MAX_DEPTH: usize = 64;
 
-/// Bytes of a path; a tenth of what is left below the system's 4096 goes to the root's own path.
+/// Bytes of a path; with the root's own path it must stay below the system's 4096.
 const MAX_PATH: usize = 3072;
 
 /// Bytes of one name, the system's limit.
@@ -144,7 +144,7 @@ impl TreeWriter {
 
     /// A directory; it may be there already.
     pub(crate) fn directory(&mut self, name: &[u8]) -> Result<(), TreeError> {
-        let path = clean(name).map_err(|why| refused(name, why))?;
+        let path = clean(name).map_err(|why| refuse(name, why))?;
         self.enter(&path).map(drop)
     }
 
@@ -157,7 +157,7 @@ impl TreeWriter {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = self.enter(parent)?;
         let file = rustix::fs::openat(directory, file_name, flags, permissions).map_err(|errno| failed_write(&path, errno))?;
-        self.count(1)?;
+        check_room(&self.tree, &self.limits, &self.stop)?;
         let (size, sha256) = self.copy(&path, content, std::fs::File::from(file))?;
         self.tree.nodes.insert(path, Node::File { size, executable, sha256 });
         Ok(())
@@ -168,10 +168,10 @@ impl TreeWriter {
         let path = self.new_path(name)?;
         let (parent, file_name) = path.rsplit_once('/').unwrap_or(("", &path));
         let depth = parent.split('/').filter(|part| !part.is_empty()).count();
-        let target = safe_target(depth, target).map_err(|why| refused(name, why))?.to_owned();
+        let target = safe_target(depth, target).map_err(|why| refuse(name, why))?.to_owned();
         let directory = self.enter(parent)?;
         rustix::fs::symlinkat(&target, directory, file_name).map_err(|errno| failed_write(&path, errno))?;
-        self.count(1)?;
+        check_room(&self.tree, &self.limits, &self.stop)?;
         self.tree.nodes.insert(path, Node::Link { target });
         Ok(())
     }
@@ -182,8 +182,8 @@ impl TreeWriter {
 
     fn new_path(&self, name: &[u8]) -> Result<String, TreeError> {
         let path = clean(name).and_then(|path| if path.is_empty() { Err(Refusal::NoName) } else { Ok(path) });
-        let path = path.map_err(|why| refused(name, why))?;
-        if self.tree.nodes.contains_key(&path) { Err(refused(name, Refusal::Duplicate)) } else { Ok(path) }
+        let path = path.map_err(|why| refuse(name, why))?;
+        if self.tree.nodes.contains_key(&path) { Err(refuse(name, Refusal::Duplicate)) } else { Ok(path) }
     }
 
     /// Opens a directory, making what is missing of it.
@@ -207,10 +207,10 @@ impl TreeWriter {
             let above = opened.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
             match self.tree.nodes.get(so_far) {
                 Some(Node::Directory) => {}
-                Some(_) => return Err(refused(path.as_bytes(), Refusal::ParentIsNoDirectory)),
+                Some(_) => return Err(refuse(path.as_bytes(), Refusal::ParentIsNoDirectory)),
                 None => {
                     rustix::fs::mkdirat(above, name, Mode::from_raw_mode(0o755)).map_err(|errno| failed_write(so_far, errno))?;
-                    count(&self.tree, &self.limits, &self.stop, 1)?;
+                    check_room(&self.tree, &self.limits, &self.stop)?;
                     self.tree.nodes.insert(so_far.to_owned(), Node::Directory);
                 }
             }
@@ -218,7 +218,7 @@ impl TreeWriter {
             opened = Some(next.map_err(|errno| failed_write(so_far, errno))?);
             start = end + 1;
         }
-        opened.ok_or_else(|| refused(path.as_bytes(), Refusal::NoName))
+        opened.ok_or_else(|| refuse(path.as_bytes(), Refusal::NoName))
     }
 
     fn copy(&mut self, path: &str, content: &mut dyn Read, mut file: std::fs::File) -> Result<(u64, [u8; 32]), TreeError> {
@@ -243,18 +243,14 @@ impl TreeWriter {
             file.write_all(&self.buffer[..length]).map_err(|source| TreeError::Write { entry: path.to_owned(), source })?;
         }
     }
-
-    fn count(&self, more: u64) -> Result<(), TreeError> {
-        count(&self.tree, &self.limits, &self.stop, more)
-    }
 }
 
-/// Whether there may be so many more entries.
-fn count(tree: &Tree, limits: &TreeLimits, stop: &CancellationToken, more: u64) -> Result<(), TreeError> {
+/// Whether there may be one more entry.
+fn check_room(tree: &Tree, limits: &TreeLimits, stop: &CancellationToken) -> Result<(), TreeError> {
     if stop.is_cancelled() {
         return Err(TreeError::Cancelled);
     }
-    if tree.nodes.len() as u64 + more > limits.entries {
+    if tree.nodes.len() as u64 >= limits.entries {
         return Err(TreeError::TooManyEntries { limit: limits.entries });
     }
     Ok(())
@@ -309,15 +305,11 @@ pub(crate) fn safe_target(depth: usize, target: &[u8]) -> Result<&str, Refusal> 
 /// At most this many characters of a hostile name are shown.
 const SHOWN: usize = 200;
 
-fn refused(name: &[u8], why: Refusal) -> TreeError {
+/// The error about an entry, its name cut to what can be shown.
+pub(crate) fn refuse(name: &[u8], why: Refusal) -> TreeError {
     TreeError::Refused { entry: String::from_utf8_lossy(name).chars().take(SHOWN).collect(), why }
 }
 
 fn failed_write(path: &str, errno: rustix::io::Errno) -> TreeError {
     TreeError::Write { entry: path.chars().take(SHOWN).collect(), source: errno.into() }
-}
-
-/// A refusal that the reader of an archive found.
-pub(crate) fn refuse(name: &[u8], why: Refusal) -> TreeError {
-    refused(name, why)
 }

@@ -68,6 +68,7 @@ fn whatever_may_change_the_droplet_changes_the_fingerprint() {
         Case::changed(|case| case.start_command = Some("run")),
         Case::changed(|case| case.environment[0].1 = "2".into()),
         Case::changed(|case| case.environment.swap(0, 1)),
+        Case::changed(|case| case.environment[0].0 = "B".into()),
         Case::changed(|case| case.environment[0] = pair("A1", "")),
         Case::changed(|case| case.environment[1].1 = r#"{"name":"y","version":"1"}"#.into()),
         Case::changed(|case| case.egress.clear()),
