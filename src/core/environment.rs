@@ -1,8 +1,8 @@
 //! The environment of an app and of a buildpack, composed as the original agent's start script did it.
 //!
 //! There the variables were `export` statements in a fixed order, run by a shell. Here they are composed without one: what the
-//! shell would have done inside double quotes is done by [`Environment::export`], what it must not touch goes through
-//! [`Environment::set`]. A name that a shell would not have exported is left out.
+//! user set is expanded as the shell would have done inside double quotes, what the agent sets is taken literally. A name that a
+//! shell would not have exported is left out.
 //!
 //! The droplet's root, `/home/vcap` there, is `/` here: the app is at `/app`, where it also starts.
 
