@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::client::{PublishError, PublishErrorKind, SubscribeError, SubscribeErrorKind};
+use async_nats::client::{PublishError, PublishErrorKind, SubscribeErrorKind};
 use async_nats::connection::State;
 use bytes::Bytes;
 use futures::FutureExt;
@@ -17,7 +17,7 @@ use tokio_util::sync::DropGuard;
 
 use crate::config::{self, Servers};
 use crate::link::{self, EVENT_QUEUE, Link};
-use crate::subscription::Subscription;
+use crate::subscription::{Subscribe, Subscription};
 use crate::{BusConfig, BusError, BusEvent, Message, Reply};
 
 /// How many commands (publish, subscribe, unsubscribe) wait to be written to the socket. Past it, publishing fails.
@@ -156,8 +156,7 @@ impl Bus {
     /// # Errors
     /// [`BusError::InvalidSubject`]; [`BusError::Timeout`] when the send queue stays full.
     pub async fn subscribe(&self, subject: &str) -> Result<Subscription, BusError> {
-        let subscribing = self.shared.client.subscribe(subject.to_owned());
-        self.start_subscription(subject, subscribing).await
+        self.subscribe_all(&[Subscribe { subject, group: None }]).await
     }
 
     /// As [`Bus::subscribe`], but each message goes to one member of `group` only.
@@ -165,8 +164,21 @@ impl Bus {
     /// # Errors
     /// As [`Bus::subscribe`]; the group is subject to the same rules.
     pub async fn queue_subscribe(&self, subject: &str, group: &str) -> Result<Subscription, BusError> {
-        let subscribing = self.shared.client.queue_subscribe(subject.to_owned(), group.to_owned());
-        self.start_subscription(subject, subscribing).await
+        self.subscribe_all(&[Subscribe { subject, group: Some(group) }]).await
+    }
+
+    /// Subscribes to several subjects at once, those of precedence first. A message never overtakes one that the server sent before
+    /// it on a subject that stands earlier in the list; nor, of course, one on the same subject. What comes later on an earlier
+    /// subject may still be handed out first.
+    ///
+    /// # Errors
+    /// As [`Bus::subscribe`].
+    pub async fn subscribe_all(&self, subjects: &[Subscribe<'_>]) -> Result<Subscription, BusError> {
+        let mut subscribers = Vec::with_capacity(subjects.len());
+        for wanted in subjects {
+            subscribers.push(self.subscriber(*wanted).await?);
+        }
+        Ok(Subscription::start(subscribers, self.clone(), Arc::clone(&self.shared.traffic)))
     }
 
     /// A subject that nobody else uses, to be answered on.
@@ -285,13 +297,16 @@ impl Bus {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    async fn start_subscription(
-        &self,
-        subject: &str,
-        subscribing: impl Future<Output = Result<async_nats::Subscriber, SubscribeError>>,
-    ) -> Result<Subscription, BusError> {
+    async fn subscriber(&self, Subscribe { subject, group }: Subscribe<'_>) -> Result<async_nats::Subscriber, BusError> {
+        let client = &self.shared.client;
+        let subscribing = async {
+            match group {
+                Some(group) => client.queue_subscribe(subject.to_owned(), group.to_owned()).await,
+                None => client.subscribe(subject.to_owned()).await,
+            }
+        };
         match timeout(SUBSCRIBE_TIMEOUT, subscribing).await {
-            Ok(Ok(subscriber)) => Ok(Subscription::start(subscriber, self.clone(), Arc::clone(&self.shared.traffic))),
+            Ok(Ok(subscriber)) => Ok(subscriber),
             Ok(Err(error)) => Err(match error.kind() {
                 SubscribeErrorKind::InvalidSubject | SubscribeErrorKind::InvalidQueueName => {
                     BusError::InvalidSubject { subject: subject.to_owned() }

@@ -15,4 +15,4 @@ pub use client::{Bus, BusCounters, REPLIES_MAX, SEND_QUEUE};
 pub use config::{BusAuth, BusConfig, BusTls};
 pub use error::BusError;
 pub use link::BusEvent;
-pub use subscription::{Message, Reply, SUBSCRIPTION_QUEUE, SUBSCRIPTION_QUEUE_BYTES, Subscription};
+pub use subscription::{Message, Reply, SUBSCRIPTION_QUEUE, SUBSCRIPTION_QUEUE_BYTES, Subscribe, Subscription};

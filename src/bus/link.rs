@@ -105,21 +105,21 @@ impl Link {
 /// transition in order, and lags when its receiver does.
 pub(crate) async fn watch(client: Client, link: Arc<Link>, servers: String, up: watch::Sender<bool>, events: mpsc::Sender<BusEvent>) {
     let statistics = client.statistics();
-    let mut connects = 0;
-    let mut told = Told::default();
+    let mut story = Story::default();
+    // The receiver may be gone: a client that does not care.
+    let mut heard = true;
     loop {
-        let connects_now = statistics.connects.load(Ordering::Acquire);
+        let connects = statistics.connects.load(Ordering::Acquire);
         let up_now = client.connection_state() == State::Connected;
-        let was_up = *up.borrow();
-        if was_up && (connects_now != connects || !up_now) {
-            warn!(%servers, "bus is down");
-            told.flapped = true;
+        for event in story.see(connects, up_now) {
+            match event {
+                BusEvent::Up => {
+                    info!(%servers, "bus is up");
+                    link.forget_cause();
+                }
+                BusEvent::Down => warn!(%servers, "bus is down"),
+            }
         }
-        if up_now && (!was_up || connects_now != connects) {
-            info!(%servers, "bus is up");
-            link.forget_cause();
-        }
-        connects = connects_now;
         up.send_replace(up_now);
         let settled = link.announced_up.load(Ordering::Acquire) == up_now;
         let look = if settled { LOOK_INTERVAL } else { LOOK_INTERVAL_AFTER_EVENT };
@@ -127,38 +127,49 @@ pub(crate) async fn watch(client: Client, link: Arc<Link>, servers: String, up: 
             () = link.closed.cancelled() => return,
             () = link.nudge.notified() => {}
             () = tokio::time::sleep(look) => {}
-            permit = events.reserve(), if !told.deaf && told.next(up_now).is_some() => match (permit, told.next(up_now)) {
-                (Ok(permit), Some(event)) => permit.send(told.tell(event)),
+            permit = events.reserve(), if heard && story.untold().is_some() => match (permit, story.untold()) {
+                (Ok(permit), Some(event)) => permit.send(story.tell(event)),
                 (Ok(_), None) => {}
-                (Err(_), _) => told.deaf = true,
+                (Err(_), _) => heard = false,
             },
         }
     }
 }
 
-/// What the receiver of transitions has been told.
+/// What has happened to the connection, and how much of it the receiver has been told.
 #[derive(Default)]
-struct Told {
+struct Story {
+    connects: u64,
     up: bool,
-    /// The connection was lost since the last time the receiver was told that it is down.
-    flapped: bool,
-    /// The receiver is gone: a client that does not care.
-    deaf: bool,
+    told_up: bool,
+    /// The connection was lost since the receiver was told that it is up.
+    lost: bool,
 }
 
-impl Told {
-    fn next(&self, up_now: bool) -> Option<BusEvent> {
-        match (self.up, up_now) {
+impl Story {
+    /// Takes in the state and number of connects; returns what has happened since the last time. More connects mean a loss between
+    /// them, even if nobody was looking when the connection was down.
+    fn see(&mut self, connects: u64, up: bool) -> Vec<BusEvent> {
+        let lost = self.up && (connects != self.connects || !up);
+        let won = up && (connects != self.connects || !self.up);
+        self.lost |= lost;
+        (self.connects, self.up) = (connects, up);
+        [lost.then_some(BusEvent::Down), won.then_some(BusEvent::Up)].into_iter().flatten().collect()
+    }
+
+    /// What the receiver is to be told next.
+    fn untold(&self) -> Option<BusEvent> {
+        match (self.told_up, self.up) {
             (true, false) => Some(BusEvent::Down),
-            (true, true) => self.flapped.then_some(BusEvent::Down),
+            (true, true) => self.lost.then_some(BusEvent::Down),
             (false, true) => Some(BusEvent::Up),
             (false, false) => None,
         }
     }
 
     fn tell(&mut self, event: BusEvent) -> BusEvent {
-        self.up = event == BusEvent::Up;
-        self.flapped = false;
+        self.told_up = event == BusEvent::Up;
+        self.lost = false;
         event
     }
 }
@@ -167,22 +178,39 @@ impl Told {
 mod tests {
     use super::*;
 
-    /// All that is told for a sequence of states, when the receiver only looks after the last.
-    fn told_after(told: &mut Told, up_now: bool) -> Vec<BusEvent> {
-        std::iter::from_fn(|| told.next(up_now).map(|event| told.tell(event))).take(10).collect()
+    /// Everything that a receiver is told who looks now.
+    fn all_untold(story: &mut Story) -> Vec<BusEvent> {
+        std::iter::from_fn(|| story.untold().map(|event| story.tell(event))).take(10).collect()
     }
 
     #[test]
     fn transitions_alternate_and_end_in_the_newest_state() {
-        let mut told = Told::default();
-        assert_eq!(told_after(&mut told, false), []);
-        assert_eq!(told_after(&mut told, true), [BusEvent::Up]);
-        assert_eq!(told_after(&mut told, true), []);
-        told.flapped = true;
-        assert_eq!(told_after(&mut told, true), [BusEvent::Down, BusEvent::Up]);
-        told.flapped = true;
-        assert_eq!(told_after(&mut told, false), [BusEvent::Down]);
-        assert_eq!(told_after(&mut told, true), [BusEvent::Up]);
+        use BusEvent::{Down, Up};
+        // Connects and state as they are seen, what has happened, and what a receiver is told who looks each time.
+        let seen = [
+            (0, false, vec![]),
+            (1, true, vec![Up]),
+            (1, true, vec![]),
+            (1, false, vec![Down]),
+            (1, false, vec![]),
+            (2, true, vec![Up]),
+            (3, true, vec![Down, Up]),
+            (4, false, vec![Down]),
+        ];
+        let mut story = Story::default();
+        for (connects, up, expected) in &seen {
+            assert_eq!(story.see(*connects, *up), *expected, "connect {connects}");
+            assert_eq!(all_untold(&mut story), *expected, "connect {connects}");
+        }
+        // A receiver that looks only at the end is told a shorter story with the same end.
+        let mut story = Story::default();
+        for (connects, up, _) in &seen[..7] {
+            story.see(*connects, *up);
+        }
+        assert_eq!(all_untold(&mut story), [Up]);
+        story.see(4, true);
+        story.see(5, true);
+        assert_eq!(all_untold(&mut story), [Down, Up]);
     }
 
     #[test]

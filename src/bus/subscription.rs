@@ -1,17 +1,19 @@
-//! Messages in: one subscription, drained by a task of its own.
+//! Messages in: subscriptions, drained by a task of their own.
 //!
 //! async-nats drops messages without a word once a subscriber's queue is full. So nobody's code stands between that queue and
 //! the socket: a task moves messages into a queue whose overflow is counted, and reported once per burst.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 
 use async_nats::StatusCode;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, coop};
 use tracing::{info, warn};
 
 use crate::Bus;
@@ -44,6 +46,15 @@ impl fmt::Debug for Message {
     }
 }
 
+/// A subject to subscribe to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subscribe<'a> {
+    /// The subject, maybe with wildcards.
+    pub subject: &'a str,
+    /// Each message goes to one member of this group only.
+    pub group: Option<&'a str>,
+}
+
 /// What can arrive on an inbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
@@ -53,7 +64,7 @@ pub enum Reply {
     NoResponders,
 }
 
-/// A live subscription. It outlives reconnects and ends when it is dropped.
+/// A live subscription to one subject or several. It outlives reconnects and ends when it is dropped.
 #[derive(Debug)]
 pub struct Subscription {
     replies: mpsc::Receiver<Reply>,
@@ -64,11 +75,12 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    pub(crate) fn start(subscriber: async_nats::Subscriber, bus: Bus, traffic: Arc<Traffic>) -> Self {
+    /// Of one subject or several, in the order of their precedence.
+    pub(crate) fn start(subscribers: Vec<async_nats::Subscriber>, bus: Bus, traffic: Arc<Traffic>) -> Self {
         let (sender, replies) = mpsc::channel(SUBSCRIPTION_QUEUE);
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let queue = Queue { sender, waiting_bytes: Arc::clone(&waiting_bytes), traffic, burst: None };
-        Self { replies, waiting_bytes, pump: tokio::spawn(pump(subscriber, queue)), _bus: bus }
+        Self { replies, waiting_bytes, pump: tokio::spawn(pump(subscribers, queue)), _bus: bus }
     }
 
     /// The next message; `None` once the client is closed. Cancel safe.
@@ -96,17 +108,42 @@ impl Subscription {
 }
 
 /// Moves messages until the owner or the client is gone; dropping the subscriber tells the server.
-async fn pump(mut subscriber: async_nats::Subscriber, mut queue: Queue) {
+async fn pump(mut subscribers: Vec<async_nats::Subscriber>, mut queue: Queue) {
     loop {
-        tokio::select! {
+        let (position, message) = tokio::select! {
             biased;
             () = queue.sender.closed() => return,
-            message = subscriber.next() => match message {
-                Some(message) => queue.offer(message),
-                None => return,
+            next = first_of(&mut subscribers) => match next {
+                (position, Some(message)) => (position, message),
+                (_, None) => return,
             },
+        };
+        // The connection hands messages out as they come. So whatever came before this one on a subject of precedence is there by
+        // now, though it may not have been when that subject was looked at.
+        for earlier in &mut subscribers[..position] {
+            for _ in 0..SUBSCRIPTION_QUEUE {
+                // Outside of tokio's budget, which would make a busy task's poll say "nothing there" for another reason.
+                match coop::unconstrained(earlier.next()).now_or_never() {
+                    Some(Some(message)) => queue.offer(message),
+                    Some(None) | None => break,
+                }
+            }
         }
+        queue.offer(message);
     }
+}
+
+/// The next message, looking at the subscribers in their order, and at which it came. Cancel safe.
+async fn first_of(subscribers: &mut [async_nats::Subscriber]) -> (usize, Option<async_nats::Message>) {
+    poll_fn(|context| {
+        for (position, subscriber) in subscribers.iter_mut().enumerate() {
+            if let Poll::Ready(message) = subscriber.poll_next_unpin(context) {
+                return Poll::Ready((position, message));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// The queue in front of a subscription's owner.

@@ -208,3 +208,35 @@ fn new_server_id() -> String {
     let mut rng = rand::rng();
     std::iter::once('N').chain((0..55).map(|_| char::from(BASE32[rng.random_range(0..BASE32.len())]))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn clients_that_leave_take_their_subscriptions_with_them() {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let broker = Broker::bind(BrokerConfig { listen, ..BrokerConfig::default() }).await.unwrap();
+        let (address, shared, stop) = (broker.local_addr(), Arc::clone(&broker.shared), CancellationToken::new());
+        let running = tokio::spawn(broker.run(stop.clone()));
+        let eventually = async |empty: bool| {
+            let waited = timeout(Duration::from_secs(20), async {
+                while shared.interest().is_empty() != empty {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            });
+            waited.await.expect("the index follows");
+        };
+        for last_words in ["", "NONSENSE\r\n"] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let subscriptions: String = (0..600).map(|number| format!("SUB a.{number}.* {number}\r\nSUB b g {number}x\r\n")).collect();
+            stream.write_all(subscriptions.as_bytes()).await.unwrap();
+            eventually(false).await;
+            stream.write_all(last_words.as_bytes()).await.unwrap();
+            drop(stream);
+            eventually(true).await;
+        }
+        stop.cancel();
+        running.await.unwrap();
+    }
+}

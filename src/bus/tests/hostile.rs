@@ -74,6 +74,21 @@ async fn garbage_is_cut_off_and_told_why() {
     broker.stop().await;
 }
 
+/// Closing a socket with unread bytes in it would throw away what the client has not read yet, the reason among it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_reason_is_heard_even_late() {
+    let broker = TestBroker::start(any_port()).await;
+    let mut raw = Raw::join(broker.address, "").await;
+    raw.say(b"SUB big 1\r\nPUB big 1000000\r\n").await;
+    raw.say(&vec![b'x'; 1_000_000]).await;
+    raw.say(b"\r\nNONSENSE\r\n").await;
+    raw.say(&vec![b'y'; 1_000_000]).await;
+    let heard = raw.hear_all().await;
+    assert!(heard.len() > 1_000_000, "{} bytes", heard.len());
+    assert!(heard.ends_with("-ERR 'Unknown Protocol Operation'\r\n"));
+    broker.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_messages_wait_without_harm() {
     let broker = TestBroker::start(any_port()).await;
@@ -211,6 +226,27 @@ async fn numbers_of_clients_and_subscriptions_are_bounded() {
     for number in 10..20 {
         first.say(format!("UNSUB 2\r\nSUB b {number}\r\nUNSUB {number} 1\r\nPUB b 1\r\nz\r\n").as_bytes()).await;
         assert_eq!(first.sync().await, format!("MSG b {number} 1\r\nz\r\n"));
+    }
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_counted_subscription_gets_no_more_from_many_at_once() {
+    let broker = TestBroker::start(any_port()).await;
+    let mut counted = Raw::join(broker.address, "").await;
+    for round in 0..20 {
+        counted.say(format!("SUB race {round}\r\nUNSUB {round} 100\r\n").as_bytes()).await;
+        counted.sync().await;
+        let mut publishers = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let mut raw = Raw::join(broker.address, "").await;
+            publishers.spawn(async move {
+                raw.say(&b"PUB race 1\r\nx\r\n".repeat(200)).await;
+                raw.sync().await;
+            });
+        }
+        publishers.join_all().await;
+        assert_eq!(counted.sync().await.matches("MSG race").count(), 100, "round {round}");
     }
     broker.stop().await;
 }
