@@ -84,18 +84,22 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// Everything an agent listens to, in the order of subscription.
+/// Everything an agent listens to, in the order of precedence: stops before starts, all else after them.
 pub(crate) fn interests(config: &AgentConfig, cell: &CellId, greeting_inbox: &str) -> Vec<Interest> {
     let plain = |subject: &str, topic| Interest { subject: subject.to_owned(), group: None, topic };
-    let mut interests = vec![
-        plain(subjects::ROUTER_START, Topic::RouterStart),
-        plain(greeting_inbox, Topic::RouterStart),
+    let mut interests = vec![plain(subjects::DEA_STOP, Topic::Stop)];
+    if config.staging.enabled {
+        interests.push(plain(subjects::STAGING_STOP, Topic::StagingStop));
+        interests.push(plain(&subjects::directed_staging(cell), Topic::Stage));
+    }
+    interests.extend([
         plain(&subjects::directed_start(cell), Topic::Start),
-        plain(subjects::DEA_STOP, Topic::Stop),
         plain(subjects::DEA_UPDATE, Topic::Update),
         plain(subjects::DEA_FIND_DROPLET, Topic::FindDroplet),
+        plain(subjects::ROUTER_START, Topic::RouterStart),
+        plain(greeting_inbox, Topic::RouterStart),
         plain(subjects::LOGS, Topic::Logs),
-    ];
+    ]);
     if config.compat.legacy_subjects {
         interests.push(plain(subjects::HEALTHMANAGER_START, Topic::HealthManagerStart));
         interests.push(plain(subjects::DEA_STATUS, Topic::Status));
@@ -103,10 +107,6 @@ pub(crate) fn interests(config: &AgentConfig, cell: &CellId, greeting_inbox: &st
     }
     if config.compat.component {
         interests.push(plain(subjects::COMPONENT_DISCOVER, Topic::Discover));
-    }
-    if config.staging.enabled {
-        interests.push(plain(&subjects::directed_staging(cell), Topic::Stage));
-        interests.push(plain(subjects::STAGING_STOP, Topic::StagingStop));
     }
     if config.staging.enabled && config.compat.legacy_subjects {
         interests.push(plain(subjects::STAGING_LOCATE, Topic::StagingLocate));

@@ -1,11 +1,12 @@
-//! Subscriptions: each has a task that decodes what comes and hands it on, one message at a time.
+//! What comes from the bus, decoded and handed on, one message at a time.
 //!
-//! Messages on one subject keep their order. Messages on different subjects mostly do, but nothing here makes them: the client
-//! library hands out each subscription's messages on their own.
+//! One subscription holds all subjects, so that order is kept where it matters: a stop that was sent before a start is seen before
+//! it. A Cloud Controller sends such pairs, `dea.stop` and `dea.<id>.start` to restart, `staging.stop` and `staging.<id>.start` to
+//! stage anew, and a stop that came late would end what has just begun.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dewar_bus::{Bus, BusError, Message, Subscription};
+use dewar_bus::{Bus, BusError, Message, Subscribe, Subscription};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,17 +41,13 @@ impl Listener {
         tasks: &TaskTracker,
         listening: &CancellationToken,
     ) -> Result<(), BusError> {
-        for interest in interests {
-            let subscription = match interest.group {
-                Some(group) => bus.queue_subscribe(&interest.subject, group).await?,
-                None => bus.subscribe(&interest.subject).await?,
-            };
-            tasks.spawn(self.clone().forward(subscription, interest, listening.clone()));
-        }
+        let subjects: Vec<_> = interests.iter().map(|it| Subscribe { subject: &it.subject, group: it.group }).collect();
+        let subscription = bus.subscribe_all(&subjects).await?;
+        tasks.spawn(self.clone().forward(subscription, interests, listening.clone()));
         Ok(())
     }
 
-    async fn forward(self, mut subscription: Subscription, interest: Interest, listening: CancellationToken) {
+    async fn forward(self, mut subscription: Subscription, interests: Vec<Interest>, listening: CancellationToken) {
         loop {
             let message = tokio::select! {
                 biased;
@@ -58,7 +55,9 @@ impl Listener {
                 message = subscription.next() => message,
             };
             let Some(message) = message else { return };
-            if self.hand_on(message, &interest).await.is_err() {
+            // There are no wildcards among them.
+            let Some(interest) = interests.iter().find(|it| it.subject == message.subject) else { continue };
+            if self.hand_on(message, interest).await.is_err() {
                 break;
             }
         }

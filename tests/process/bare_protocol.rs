@@ -77,6 +77,8 @@ impl World {
             "buildpack_cache_upload_uri": self.blobs.url("cache"), "admin_buildpacks": [], "start_message": {}, "stack": "cflinuxfs2",
         });
         let inbox = format!("inbox.{task}");
+        // What a Cloud Controller sends before each staging; it must not reach the one that follows.
+        self.nats.publish("staging.stop", &json!({"app_id": APP}));
         self.nats.ask(&format!("staging.{}.start", self.dea), &inbox, &message);
         let first = self.nats.expect(&inbox, |_| true).json;
         assert_eq!(first["task_id"], task);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dewar_bus::{Bus, BusError, Message, Reply, SUBSCRIPTION_QUEUE, Subscription};
+use dewar_bus::{Bus, BusError, Message, Reply, SUBSCRIPTION_QUEUE, Subscribe, Subscription};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -40,6 +40,7 @@ macro_rules! on_both_servers {
 
 on_both_servers!(
     typed_messages_arrive_in_order,
+    a_subject_of_precedence_is_never_overtaken,
     requests_are_answered,
     silence_and_absence_are_told_apart,
     all_answers_within_a_window,
@@ -89,6 +90,33 @@ async fn typed_messages_arrive_in_order(url: &str) {
     assert_eq!(sender.counters().published, 501);
     assert_eq!(sender.counters().dropped, 0);
     eventually("all are counted", || receiver.counters().received == 501 + 500 + 1).await;
+}
+
+async fn a_subject_of_precedence_is_never_overtaken(url: &str) {
+    let (near, far) = (connect(url).await, connect(url).await);
+    let plain = |subject| Subscribe { subject, group: None };
+    let shared = Subscribe { subject: "work", group: Some("workers") };
+    let mut both = near.subscribe_all(&[plain("stop"), plain("start"), shared]).await.unwrap();
+    near.flush(PATIENCE).await.unwrap();
+    let rounds = 500;
+    for round in 0..rounds {
+        far.publish("stop", &round).unwrap();
+        far.publish("start", &round).unwrap();
+        far.publish("work", &round).unwrap();
+    }
+    let (mut stops, mut starts) = (0, 0);
+    for _ in 0..3 * rounds {
+        let message = next(&mut both).await;
+        match message.subject.as_str() {
+            "stop" => stops += 1,
+            "start" => {
+                assert!(json_of(&message) == json!(starts) && stops > starts, "start {starts} came after {stops} stops");
+                starts += 1;
+            }
+            _ => assert!(json_of(&message).as_u64().unwrap() < starts, "work overtook its start"),
+        }
+    }
+    assert_eq!((stops, starts), (rounds, rounds));
 }
 
 async fn requests_are_answered(url: &str) {
