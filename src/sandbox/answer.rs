@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, Sleep, sleep_until};
 use wasmtime_wasi_http::{Error, WasiBody};
 
-use crate::guest::{Alarm, Metered};
+use crate::guest::{Alarm, Metered, TRAP_GRACE};
 use crate::http::App;
 use crate::pool::Worker;
 
@@ -34,6 +34,7 @@ pub(crate) struct Exchange {
     app: Arc<App>,
     work: Option<Metered<dyn Future<Output = Ended> + Send>>,
     alarm: Arc<Alarm>,
+    start: Instant,
     deadline: Pin<Box<Sleep>>,
     /// The guest trapped: what there is of its answer is not the whole.
     trapped: bool,
@@ -50,11 +51,17 @@ pub(crate) enum NoAnswer {
 }
 
 impl Exchange {
-    /// Gives a request to a store.
-    pub(crate) fn begin(app: Arc<App>, turn: OwnedSemaphorePermit, mut worker: Worker, request: http::Request<WasiBody>) -> (Self, Head) {
+    /// Gives a request that came at `start` to a store.
+    pub(crate) fn begin(
+        app: Arc<App>,
+        turn: OwnedSemaphorePermit,
+        mut worker: Worker,
+        request: http::Request<WasiBody>,
+        start: Instant,
+    ) -> (Self, Head) {
         let (answering, head) = oneshot::channel();
         let alarm = worker.store.data().alarm();
-        let deadline = Instant::now() + app.limits.response_timeout;
+        let deadline = start + app.limits.response_timeout;
         alarm.set(deadline.into_std());
         let work = async move {
             let outcome = worker.call(request, answering).await;
@@ -63,8 +70,8 @@ impl Exchange {
         let work: Pin<Box<dyn Future<Output = Ended> + Send>> = Box::pin(work);
         let work = Some(app.cpu.meter(work));
         // A guest that computes at the deadline is to trap first, since a trap says where it was.
-        let deadline = Box::pin(sleep_until(deadline + app.trap_grace()));
-        (Self { app, work, alarm, deadline, trapped: false, _turn: turn }, head)
+        let deadline = Box::pin(sleep_until(deadline + TRAP_GRACE));
+        (Self { app, work, alarm, start, deadline, trapped: false, _turn: turn }, head)
     }
 
     /// Runs the guest until it answers.
@@ -89,10 +96,9 @@ impl Exchange {
             }
             Err(NoAnswer::Late | NoAnswer::Failed) => {}
             Ok(_) => {
-                let rest = self.app.limits.total_timeout.saturating_sub(self.app.limits.response_timeout);
-                let deadline = self.deadline.deadline() + rest;
+                let deadline = self.start + self.app.limits.total_timeout;
                 self.alarm.set(deadline.into_std());
-                self.deadline.as_mut().reset(deadline + self.app.trap_grace());
+                self.deadline.as_mut().reset(deadline + TRAP_GRACE);
             }
         }
         answer

@@ -8,7 +8,7 @@ use wasmtime::{Error, Store};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
 
 use crate::Exit;
-use crate::guest::{CpuClock, Guest};
+use crate::guest::{CpuClock, Guest, TRAP_GRACE};
 use crate::instance::{Orders, Parts};
 use crate::trap;
 
@@ -17,11 +17,11 @@ pub(crate) async fn prepare(parts: Parts, pre: &CommandPre<Guest>) -> Result<Pin
     let Parts { shared, blueprint, cpu, orders, limits, listener } = parts;
     let mut store = blueprint.store(&shared.engine).map_err(|error| Exit::failed(format!("{error:#}")))?;
     store.data().alarm().set(Instant::now() + limits.startup_timeout);
-    let started = tokio::time::timeout(limits.startup_timeout * 2, cpu.meter(Box::pin(pre.instantiate_async(&mut store)))).await;
+    let started = tokio::time::timeout(limits.startup_timeout + TRAP_GRACE, cpu.meter(Box::pin(pre.instantiate_async(&mut store)))).await;
     let command = match started {
         Ok(Ok(command)) => command,
         Ok(Err(error)) => return Err(exit_of(&mut store, &error)),
-        Err(_) => return Err(Exit::failed(format!("start-up code still waits after {:?}", limits.startup_timeout * 2))),
+        Err(_) => return Err(Exit::failed(format!("start-up code still waits after {:?}", limits.startup_timeout))),
     };
     store.data().alarm().clear();
     // Only now may the guest bind the address that the listener kept for it.

@@ -24,7 +24,7 @@ const STACK_BYTES: usize = 2 << 20;
 /// A component of several core modules has a few tables and instances for each memory.
 const TABLES_PER_MEMORY: u32 = 3;
 const CORE_INSTANCES_PER_MEMORY: u32 = 6;
-/// Where guests' memories come from. Stands before our own changes of what an artifact needs from the host.
+/// To be changed when what an artifact needs from us changes in a way that the engine's settings do not show.
 const ABI: &str = "dewar-artifact-1";
 
 /// How memories, tables and stacks are allocated.
@@ -57,6 +57,7 @@ fn config() -> Config {
         .wasm_component_model(true)
         .wasm_component_model_async(true)
         .wasm_memory64(false)
+        // Multi-memory stays: the glue between the parts of a composed component needs it.
         .shared_memory(false)
         // Names come from the name section, which is nearly always there; reading a guest's DWARF would be work of its choosing.
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
@@ -97,8 +98,9 @@ fn pool(memories: u32) -> PoolingAllocationConfig {
         .total_core_instances(memories.saturating_mul(CORE_INSTANCES_PER_MEMORY))
         .total_tables(memories.saturating_mul(TABLES_PER_MEMORY))
         .max_tables_per_module(4)
-        // A call needs a stack only while it runs; the pool's stacks are counted against the host's memory as a whole.
-        .total_stacks(memories.div_ceil(4).max(64))
+        // A stack is needed only during a call. The kernel counts them all against its memory, touched or not, so they may not
+        // come to more than it has: half of the memories, each of 2 MiB.
+        .total_stacks(memories.div_ceil(2))
         .max_memories_per_component(32)
         .max_tables_per_component(64)
         .max_core_instances_per_component(200);

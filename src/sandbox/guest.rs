@@ -153,6 +153,9 @@ impl Blueprint {
     }
 }
 
+/// How long after its deadline a guest that computes is given to trap by itself, since a trap says where it was.
+pub(crate) const TRAP_GRACE: Duration = Duration::from_millis(100);
+
 /// When a guest that still computes is to trap, so that a backtrace tells where it was. Never, to begin with.
 #[derive(Debug, Default)]
 pub(crate) struct Alarm(Mutex<Option<Instant>>);

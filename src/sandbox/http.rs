@@ -37,8 +37,6 @@ const FAILURES: u32 = 3;
 const TRIM: Duration = Duration::from_secs(10);
 /// How long to wait when no connection can be accepted, which is for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long after its deadline a guest that computes is given to trap by itself.
-const TRAP_GRACE: Duration = Duration::from_millis(100);
 
 /// What the connections of an instance share.
 pub(crate) struct App {
@@ -66,10 +64,6 @@ impl App {
         }
         let _waiting = Waiting::begin(&self.waiting, self.limits.queued_requests)?;
         self.turns.clone().acquire_owned().await.ok()
-    }
-
-    pub(crate) fn trap_grace(&self) -> Duration {
-        TRAP_GRACE
     }
 
     /// Runs something for as long as the instance lives.
@@ -229,9 +223,12 @@ async fn run(listener: TcpListener, app: &Arc<App>, orders: &Orders, connections
 }
 
 async fn connection(stream: TcpStream, app: Arc<App>, stop: CancellationToken) {
+    let limits = &app.limits;
     // Without it answers are slower, no more.
     let _ = stream.set_nodelay(true);
-    let limits = &app.limits;
+    // A client that takes nothing any more must not hold its connection for ever. Without this it may, until the instance ends.
+    let patience = u32::try_from(limits.head_timeout.as_millis()).unwrap_or(u32::MAX);
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, patience);
     let mut server = http1::Builder::new();
     server
         .timer(TokioTimer::new())

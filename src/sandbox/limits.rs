@@ -42,6 +42,10 @@ impl MemoryBudget {
     }
 
     fn take(&self, bytes: u64) -> Result<(), Refused> {
+        if bytes > self.limit {
+            // No use in dropping anything for this.
+            return Err(Refused { used: self.used(), wanted: Bytes(bytes), limit: Bytes(self.limit) });
+        }
         loop {
             let taken = self
                 .used

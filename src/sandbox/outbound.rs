@@ -38,6 +38,8 @@ const FIRST_BYTE: Duration = Duration::from_secs(120);
 const BETWEEN_BYTES: Duration = Duration::from_secs(60);
 /// Most that a guest may write at once into a body.
 const CHUNK: usize = 64 << 10;
+/// Writes that are taken before the first is on its way: a guest with a small answer is done without having to wait.
+const BUFFERED_CHUNKS: usize = 4;
 
 /// The client of one instance's stores.
 #[derive(Clone)]
@@ -64,6 +66,10 @@ impl WasiHttpHooks for Outbound {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| Error::ConnectionLimitReached);
         let egress = self.egress.clone();
         Box::new(async move { send(egress, permit?, request, options.unwrap_or_default()).await })
+    }
+
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        BUFFERED_CHUNKS
     }
 
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {

@@ -15,7 +15,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
 
 use crate::answer::{Answering, Watched};
-use crate::guest::{Blueprint, CpuClock, Guest};
+use crate::guest::{Blueprint, CpuClock, Guest, TRAP_GRACE};
 use crate::limits::{Reclaim, Refused};
 
 /// How long a store may lie idle.
@@ -97,13 +97,13 @@ impl Pool {
         let mut store = self.blueprint.store(&self.engine).map_err(failed)?;
         store.data().alarm().set(Instant::now() + self.startup_timeout);
         let starting = self.cpu.meter(Box::pin(self.pre.instantiate_async(&mut store)));
-        let started = tokio::time::timeout(self.startup_timeout * 2, starting).await;
+        let started = tokio::time::timeout(self.startup_timeout + TRAP_GRACE, starting).await;
         match started {
             Ok(Ok(proxy)) => {
                 Ok(Worker { store, proxy, served: 0, idle_since: Instant::now(), _live: Live::new(&self.live, &self.released) })
             }
             Ok(Err(error)) => Err(NoStore::Failed(error, store.data_mut().take_refused_memory())),
-            Err(_) => Err(NoStore::Waits(self.startup_timeout * 2)),
+            Err(_) => Err(NoStore::Waits(self.startup_timeout)),
         }
     }
 

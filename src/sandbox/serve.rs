@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use crate::answer::{Content, Exchange, GuestBody, NoAnswer};
@@ -49,13 +49,14 @@ pub(crate) async fn answer(app: Arc<App>, request: Request<Incoming>) -> Result<
 async fn try_answer(app: Arc<App>, request: Request<Incoming>) -> Result<Response<Content>, Refusal> {
     let method = request.method().clone();
     let request = for_guest(request, app.limits.request_body.0)?;
-    let patience = app.limits.response_timeout;
-    let turn = timeout(patience, app.turn()).await.ok().flatten().ok_or(Refusal::Busy)?;
-    let worker = timeout(patience, app.pool.take()).await.map_err(|_| Refusal::Busy)?.map_err(|cause| {
+    let start = Instant::now();
+    let deadline = start + app.limits.response_timeout;
+    let turn = timeout_at(deadline, app.turn()).await.ok().flatten().ok_or(Refusal::Busy)?;
+    let worker = timeout_at(deadline, app.pool.take()).await.map_err(|_| Refusal::Busy)?.map_err(|cause| {
         app.no_store(&cause);
         Refusal::Failed("the app cannot start")
     })?;
-    let (mut exchange, head) = Exchange::begin(app.clone(), turn, worker, request);
+    let (mut exchange, head) = Exchange::begin(app.clone(), turn, worker, request, start);
     let response = exchange.head(head).await.map_err(|cause| match cause {
         NoAnswer::Failed => Refusal::Failed("the app failed to answer"),
         NoAnswer::Late => Refusal::Late,

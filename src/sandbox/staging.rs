@@ -16,7 +16,7 @@ use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
 
 use self::bindings::BuildpackPre;
 use self::bindings::exports::dewar::buildpack::lifecycle::World as WitWorld;
-use crate::guest::{Blueprint, Guest, Mount};
+use crate::guest::{Blueprint, Guest, Mount, TRAP_GRACE};
 use crate::ledger::{DiskLimit, Ledger};
 use crate::limits::{Mebibytes, MemoryBudget};
 use crate::network::Sockets;
@@ -36,8 +36,6 @@ mod bindings {
 
 /// Descriptors, streams and other handles that a buildpack may hold at a time.
 const OPEN_FILES: u32 = 1024;
-/// How long after its deadline a buildpack that computes is given to trap by itself.
-const TRAP_GRACE: Duration = Duration::from_millis(100);
 
 /// A buildpack, ready to run. Cheap to clone.
 #[derive(Clone)]

@@ -2,6 +2,8 @@
 //!
 //! This binary is also the compiler of its own sandboxes (`compile-component`), as `dewar` is.
 
+#![expect(clippy::unwrap_used, reason = "what fails to unwrap fails its test")]
+
 mod command;
 mod disk;
 mod fixture;
