@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use dewar_protocol::Bytes;
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use wasmtime_wasi::FsPerms;
-use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
 
 use crate::guest::{Blueprint, CpuClock, Mount};
 use crate::ledger::{DiskLimit, Ledger};
@@ -135,6 +136,11 @@ impl Exit {
         Self { status: -1, description: description.into() }
     }
 
+    /// Our own code panicked, or was cut off.
+    fn broken(cause: &JoinError) -> Self {
+        Self::failed(format!("the sandbox failed: {cause}"))
+    }
+
     /// The guest itself said it was done.
     pub(crate) fn exited(status: i32) -> Self {
         Self { status, description: "app instance exited".into() }
@@ -222,12 +228,14 @@ pub(crate) async fn start(shared: &Arc<Shared>, spec: InstanceSpec) -> Result<Sa
     let orders = Orders::default();
     let starting = shared.threads.handle().spawn(prepare(shared.clone(), spec, orders.clone()));
     // A caller that does not want it any more must not leave it running.
-    let prepared = AbortOnDropJoinHandle::from(starting).await?;
-    let handle = shared.threads.handle().clone();
-    let running = handle.spawn(prepared.run);
-    handle.spawn(async move {
-        let exit = running.await.unwrap_or_else(|panic| Exit::failed(format!("the sandbox failed: {panic}")));
+    let prepared = AbortOnDropHandle::new(starting).await.unwrap_or_else(|panic| Err(Exit::broken(&panic)))?;
+    let running = shared.threads.handle().spawn(prepared.run);
+    let keeping = shared.clone();
+    shared.threads.handle().spawn(async move {
+        let exit = running.await.unwrap_or_else(|panic| Exit::broken(&panic));
         exited.send_replace(Some(exit));
+        // Not before: with the last holder the threads end, and this task with them.
+        drop(keeping);
     });
     Ok(Sandbox(Arc::new(Running { orders, meters: prepared.meters, exit })))
 }

@@ -173,8 +173,12 @@ impl OpenFile {
             Entry::Occupied(mut entered) => entered.get_mut().handles += 1,
             Entry::Vacant(place) => {
                 // Under the lock, as the length may only be taken while nobody else can have the file open.
-                let length = file.metadata()?.len();
-                place.insert(Entered { length, handles: 1, writes: 0 });
+                let metadata = file.metadata()?;
+                if metadata.nlink() == 0 {
+                    // It lost its name, and whoever took that away gave its bytes back, after it was opened and before it came here.
+                    ledger.shift(0, blocks(metadata.len()));
+                }
+                place.insert(Entered { length: metadata.len(), handles: 1, writes: 0 });
             }
         }
         drop(state);

@@ -3,6 +3,7 @@
 //! All of them live within the instance's memory budget. A store that lies idle is dropped when another needs its memory, or
 //! when it has not been used for [`IDLE`]; the last one stays.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -74,9 +75,13 @@ impl Pool {
 
     /// An idle store, or a new one. Waits for one to be given back when there is no memory for another.
     pub(crate) async fn take(&self) -> Result<Worker, NoStore> {
+        if let Some(worker) = self.idle().pop() {
+            return Ok(worker);
+        }
         loop {
+            let mut released = pin!(self.released.notified());
             // Before looking, so that what is given back meanwhile is not missed.
-            let released = self.released.notified();
+            released.as_mut().enable();
             if let Some(worker) = self.idle().pop() {
                 return Ok(worker);
             }
@@ -93,15 +98,25 @@ impl Pool {
     }
 
     async fn make(&self) -> Result<Worker, NoStore> {
-        let failed = |error| NoStore::Failed(error, None);
-        let mut store = self.blueprint.store(&self.engine).map_err(failed)?;
+        // It counts while it is made: its memory is not there for others, who are to wait and not to give up.
+        let live = Live::new(&self.live, &self.released);
+        let started = self.start().await;
+        match started {
+            Ok((store, proxy)) => Ok(Worker { store, proxy, served: 0, idle_since: Instant::now(), _live: live }),
+            Err(cause) => {
+                live.never_was();
+                Err(cause)
+            }
+        }
+    }
+
+    async fn start(&self) -> Result<(Store<Guest>, Proxy), NoStore> {
+        let mut store = self.blueprint.store(&self.engine).map_err(|error| NoStore::Failed(error, None))?;
         store.data().alarm().set(Instant::now() + self.startup_timeout);
         let starting = self.cpu.meter(Box::pin(self.pre.instantiate_async(&mut store)));
         let started = tokio::time::timeout(self.startup_timeout + TRAP_GRACE, starting).await;
         match started {
-            Ok(Ok(proxy)) => {
-                Ok(Worker { store, proxy, served: 0, idle_since: Instant::now(), _live: Live::new(&self.live, &self.released) })
-            }
+            Ok(Ok(proxy)) => Ok((store, proxy)),
             Ok(Err(error)) => Err(NoStore::Failed(error, store.data_mut().take_refused_memory())),
             Err(_) => Err(NoStore::Waits(self.startup_timeout)),
         }
@@ -148,20 +163,27 @@ impl Reclaim for Pool {
 /// Counts a store for as long as it lives.
 struct Live {
     count: Arc<AtomicUsize>,
-    released: Arc<Notify>,
+    released: Option<Arc<Notify>>,
 }
 
 impl Live {
     fn new(count: &Arc<AtomicUsize>, released: &Arc<Notify>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Self { count: count.clone(), released: released.clone() }
+        Self { count: count.clone(), released: Some(released.clone()) }
+    }
+
+    /// Ends without telling those who wait: there is nothing for them, and one of them may be the very one that tried.
+    fn never_was(mut self) {
+        self.released = None;
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
-        self.released.notify_one();
+        if let Some(released) = &self.released {
+            released.notify_one();
+        }
     }
 }
 

@@ -10,9 +10,9 @@ use dewar_protocol::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use wasmtime::Store;
 use wasmtime_wasi::FsPerms;
-use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
 
 use self::bindings::BuildpackPre;
 use self::bindings::exports::dewar::buildpack::lifecycle::World as WitWorld;
@@ -182,7 +182,7 @@ impl Buildpack {
     /// Runs one step on the guests' threads. A caller that goes away ends it.
     async fn step<T: Send + 'static>(&self, run: BuildpackRun, mounts: Vec<Mount>, call: Call<T>) -> Result<T, BuildpackError> {
         let running = self.0.shared.threads.handle().spawn(run_step(self.0.clone(), run, mounts, call));
-        AbortOnDropJoinHandle::from(running).await
+        AbortOnDropHandle::new(running).await.unwrap_or_else(|panic| Err(BuildpackError::Setup(format!("the sandbox failed: {panic}"))))
     }
 }
 

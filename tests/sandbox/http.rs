@@ -205,7 +205,7 @@ async fn kill() {
         let killed = Instant::now();
         app.sandbox.kill();
         assert_eq!(app.exit().await.description, "killed");
-        assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
+        assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
     });
     assert!(answer.is_err(), "{answer:?}");
     let cpu = app.sandbox.usage().cpu;

@@ -292,3 +292,33 @@ fn what_is_read_only_is_neither_changed_nor_counted() {
         assert_eq!((ledger.bytes().0, ledger.names()), (0, 0));
     });
 }
+
+#[test]
+fn who_opens_a_file_while_its_name_goes_does_not_give_it_back_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    // Without it there would be nothing that could be given back too often.
+    std::fs::write(directory.path().join("stays"), vec![0; 15 * usize::try_from(BLOCK).unwrap()]).unwrap();
+    let ledger = Ledger::open([directory.path()], LIMIT).unwrap();
+    Runtime::new().unwrap().block_on(async {
+        let mut stores = [0; 2].map(|_| Store::new(directory.path(), &ledger, FsPerms::ReadWrite));
+        let [maker, opener] = &mut stores;
+        for _ in 0..500 {
+            let make_and_remove = async {
+                carry_out(maker, Operation::Open { path: "a".into(), create: true, truncate: false }).await.unwrap();
+                carry_out(maker, Operation::Write { file: 0, offset: 0, bytes: 5000 }).await.unwrap();
+                carry_out(maker, Operation::Close { file: 0 }).await.unwrap();
+                carry_out(maker, Operation::Unlink { path: "a".into() }).await.unwrap();
+            };
+            let open_and_close = async {
+                for _ in 0..4 {
+                    // It may be there or not.
+                    let _ = carry_out(opener, Operation::Open { path: "a".into(), create: false, truncate: false }).await;
+                    carry_out(opener, Operation::Close { file: 0 }).await.unwrap();
+                }
+            };
+            tokio::join!(make_and_remove, open_and_close);
+        }
+        drop(stores);
+        assert_eq!((ledger.bytes().0, ledger.names()), (15 * BLOCK, 1));
+    });
+}
