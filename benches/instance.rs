@@ -48,14 +48,14 @@ fn main() -> ExitCode {
     let (address, sandbox) = runtime.block_on(instance(&hello, dir.path()));
 
     let mut figures: [Vec<f64>; 3] = Default::default();
-    println!("round  bare hyper              instance                raw calls");
+    println!("round  bare hyper, instance, raw calls");
     for round in 1..=ROUNDS {
         let hyper = load::run(bare, "hello.localhost", CONNECTIONS, SPAN);
         let ours = load::run(address, "hello.localhost", CONNECTIONS, SPAN);
         let raw = runtime.block_on(raw_calls(&hello));
         println!(
-            "{round}      {:>8.0}/s p50 {:>7.1?}  {:>8.0}/s p50 {:>7.1?}  {:>8.0}/s on one core",
-            hyper.requests_per_second, hyper.p50, ours.requests_per_second, ours.p50, raw
+            "{round}      {:>8.0}/s p50 {:>6.0?} p99 {:>6.0?}  {:>8.0}/s p50 {:>6.0?} p99 {:>6.0?}  {:>8.0}/s on one core",
+            hyper.requests_per_second, hyper.p50, hyper.p99, ours.requests_per_second, ours.p50, ours.p99, raw
         );
         for (list, figure) in figures.iter_mut().zip([hyper.requests_per_second, ours.requests_per_second, raw]) {
             list.push(figure);

@@ -10,17 +10,17 @@ use tokio::net::TcpStream;
 
 /// What one round of load saw.
 #[derive(Debug, Clone, Copy)]
-pub struct Round {
-    pub requests_per_second: f64,
-    pub p50: Duration,
-    pub p99: Duration,
+pub(crate) struct Round {
+    pub(crate) requests_per_second: f64,
+    pub(crate) p50: Duration,
+    pub(crate) p99: Duration,
 }
 
 /// Requests `GET /` with this host from `connections` at once, each the next as soon as it has its answer, for `span`.
 ///
 /// # Panics
 /// When the server is away, or answers anything but 200.
-pub fn run(address: SocketAddr, host: &str, connections: usize, span: Duration) -> Round {
+pub(crate) fn run(address: SocketAddr, host: &str, connections: usize, span: Duration) -> Round {
     let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").into_bytes();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let done = Arc::new(AtomicBool::new(false));
@@ -79,7 +79,7 @@ fn whole(bytes: &[u8]) -> Option<usize> {
 }
 
 /// The middle one.
-pub fn median(mut figures: Vec<f64>) -> f64 {
+pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }
