@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         return compile_child();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let hello = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guests/examples/hello.wasm");
+    let hello = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests/examples/hello.wasm");
     assert!(hello.exists(), "{} is missing: run `sh guest-sdk/build.sh` first", hello.display());
     let dir = tempfile::tempdir().unwrap();
     let bare = runtime.block_on(bare_hyper());

@@ -19,7 +19,6 @@ pub(crate) struct Nats {
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
     pub(crate) subject: String,
-    pub(crate) reply_to: Option<String>,
     pub(crate) json: Value,
 }
 
@@ -90,13 +89,12 @@ impl Nats {
         }
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
-            ["MSG", subject, _id, rest @ .., length] => {
+            ["MSG", subject, _id, .., length] => {
                 let mut payload = vec![0; length.parse::<usize>().unwrap() + 2];
                 self.read_exactly(&mut payload);
                 payload.truncate(payload.len() - 2);
                 let json = if payload.is_empty() { Value::Null } else { serde_json::from_slice(&payload).unwrap() };
-                let reply_to = rest.first().map(|reply| (*reply).to_owned());
-                self.waiting.push_back(Message { subject: (*subject).to_owned(), reply_to, json });
+                self.waiting.push_back(Message { subject: (*subject).to_owned(), json });
             }
             ["PING"] => self.send("PONG\r\n"),
             ["-ERR", ..] => panic!("server: {line}"),

@@ -12,8 +12,8 @@ pub(crate) struct Platform {
     pub(crate) client: Client,
     pub(crate) router_port: u16,
     pub(crate) broker: Process,
-    pub(crate) agent: Process,
-    pub(crate) router: Process,
+    _agent: Process,
+    _router: Process,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) nats_port: u16,
 }
@@ -38,7 +38,7 @@ impl Platform {
         std::fs::write(&config, yml).unwrap();
         let router = Process::dewar(&["router", "--config", config.to_str().unwrap()]);
         let client = Client { nats: format!("nats://127.0.0.1:{nats_port}"), home: dir.path().join("home") };
-        Self { client, router_port, broker, agent, router, dir, nats_port }
+        Self { client, router_port, broker, _agent: agent, _router: router, dir, nats_port }
     }
 
     /// A package folder that holds the http-driver.
