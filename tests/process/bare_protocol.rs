@@ -161,6 +161,13 @@ fn hostile_messages_harm_nobody_and_are_told_with_subject_and_cause() {
     let mut world = World::start();
     let start = format!("dea.{}.start", world.dea);
     let stage = format!("staging.{}.start", world.dea);
+    let mut ill_typed = world.start_message(0, &Value::Null);
+    ill_typed["limits"]["mem"] = json!("plenty");
+    world.nats.publish(&start, &ill_typed);
+    let told = world.agent.line("limits.mem");
+    assert!(told.contains(&start), "{told}");
+
+    // So many that the agent's log does not tell of each.
     let bad = [
         json!(null),
         json!([]),
@@ -174,12 +181,6 @@ fn hostile_messages_harm_nobody_and_are_told_with_subject_and_cause() {
             world.nats.publish(subject, message);
         }
     }
-    let mut ill_typed = world.start_message(0, &Value::Null);
-    ill_typed["limits"]["mem"] = json!("plenty");
-    world.nats.publish(&start, &ill_typed);
-    let told = world.agent.line("limits.mem");
-    assert!(told.contains(&start), "{told}");
-
     let sha1 = world.stage("after", World::package())["droplet_sha1"].clone();
     let good = world.start_message(0, &sha1);
     world.nats.publish(&start, &good);
