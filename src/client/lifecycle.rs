@@ -9,11 +9,12 @@ use crate::error::ClientError;
 use crate::push::fresh_uuid;
 use crate::push_event::Reporter;
 use crate::records::{AppRecord, LockedApp, Phase};
-use crate::rollout::{Before, Rollout, difference};
+use crate::rollout::{Before, Rollout, difference, doubles};
 use crate::transfer::TransferServer;
 
 impl Client {
-    /// Brings the app to `instances` instances: missing indices are started, surplus ones stopped. A stopped app only remembers.
+    /// Brings the app to `instances` instances, one of each index: missing ones are started, surplus ones stopped. A stopped app only
+    /// remembers.
     ///
     /// # Errors
     /// When the app was not pushed from here, waits to be started, or as starting and stopping fail.
@@ -35,12 +36,16 @@ impl Client {
         }
         let found = self.find_release(&app).await?;
         let (missing, surplus) = difference(instances, &found);
+        let doubles = doubles(instances, &found);
         if !missing.is_empty() {
             self.roll_out_here(rollout(&locked, &app, missing, found), &mut *report, stop).await?;
         }
         locked.save(&app)?;
         if !surplus.is_empty() {
-            self.stop_indices(&app, surplus, report).await?;
+            self.stop_indices(&app, surplus, &mut *report).await?;
+        }
+        if !doubles.is_empty() {
+            self.stop_instances(&app, doubles, report).await?;
         }
         Ok(app)
     }

@@ -109,6 +109,16 @@ impl Client {
         self.until_gone(watch, |instance| indices.contains(&instance.index)).await
     }
 
+    /// Stops these very instances.
+    pub(crate) async fn stop_instances(&self, app: &AppRecord, ids: Vec<InstanceId>, report: Reporter<'_>) -> Result<(), ClientError> {
+        report(PushEvent::Stopping { app: app.name.clone(), count: ids.len() });
+        let watch = InstanceWatch::open(self, &app.id, Some(&app.release.version)).await?;
+        let filter = InstanceFilter { app_id: Some(app.id.clone()), instances: Some(ids.clone()), ..InstanceFilter::default() };
+        self.bus.publish(subjects::DEA_STOP, &Stop { filter, whole_app: false })?;
+        self.flush().await?;
+        self.until_gone(watch, |instance| ids.contains(&instance.instance_id)).await
+    }
+
     /// Stops an app as a whole, its staging included.
     pub(crate) async fn stop_all(&self, id: &AppId) -> Result<(), ClientError> {
         let watch = InstanceWatch::open(self, id, None).await?;
@@ -147,11 +157,24 @@ impl Client {
     }
 }
 
+fn is_present(instance: &&FoundInstance) -> bool {
+    is_live(instance.state) && instance.state != InstanceState::Stopping
+}
+
+/// Instances beyond the first of their index. They come about when an agent was away while its instances were looked for, and others
+/// were started in their place. The one that stays is a running one where there is one.
+#[must_use]
+pub(crate) fn doubles(wanted: u32, found: &[FoundInstance]) -> Vec<InstanceId> {
+    let mut present: Vec<&FoundInstance> = found.iter().filter(is_present).filter(|instance| instance.index < wanted).collect();
+    present.sort_by_key(|instance| (instance.index, instance.state != InstanceState::Running));
+    let beyond = present.windows(2).filter(|pair| pair[0].index == pair[1].index);
+    beyond.map(|pair| pair[1].instance_id.clone()).collect()
+}
+
 /// The indices of a release that are wanted and not there, and those that are there and not wanted.
 #[must_use]
 pub(crate) fn difference(wanted: u32, found: &[FoundInstance]) -> (Vec<u32>, Vec<u32>) {
-    let present = |instance: &&FoundInstance| is_live(instance.state) && instance.state != InstanceState::Stopping;
-    let present: BTreeSet<u32> = found.iter().filter(present).map(|instance| instance.index).collect();
+    let present: BTreeSet<u32> = found.iter().filter(is_present).map(|instance| instance.index).collect();
     let missing = (0..wanted).filter(|index| !present.contains(index)).collect();
     let surplus = present.into_iter().filter(|index| *index >= wanted).collect();
     (missing, surplus)
@@ -201,5 +224,22 @@ mod tests {
         assert_eq!(difference(4, &found), (vec![1, 3], vec![5]));
         assert_eq!(difference(0, &found), (vec![], vec![0, 2, 5]));
         assert_eq!(difference(2, &[]), (vec![0, 1], vec![]));
+    }
+
+    #[test]
+    fn of_doubles_a_running_one_stays() {
+        use InstanceState::{Crashed, Running, Starting, Stopping};
+        let named = |id: &str, index, state| FoundInstance { instance_id: InstanceId::from(id), ..instance(index, state) };
+        let found = [
+            named("a", 0, Starting),
+            named("b", 0, Running),
+            named("c", 0, Running),
+            named("d", 1, Crashed),
+            named("e", 1, Running),
+            named("f", 2, Stopping),
+            named("g", 3, Running),
+            named("h", 3, Running),
+        ];
+        assert_eq!(doubles(3, &found), [InstanceId::from("c"), InstanceId::from("a")], "index 3 is not wanted at all");
     }
 }
