@@ -16,19 +16,40 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 };
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult};
 
+use crate::handles::{Handle, Handles};
 use crate::ledger::{BLOCK, Full, Ledger, OpenFile, Span};
+use crate::limits::{Charge, MemoryBudget, Refused};
 use crate::stream::{FileReader, FileWriter, Position, write};
 
-/// One store's files under the instance's ledger.
+/// Longest path that is looked at, as on Linux: the host keeps a copy while it waits for the disk.
+const PATH_BYTES: usize = 4096;
+/// The most that the host keeps for one entry of a directory that is listed, its name of 255 bytes and a grown array included.
+const LISTED_ENTRY: u64 = 384;
+/// So many entries are charged for when a directory that is given read-only is listed.
+const UNCOUNTED_ENTRIES: u64 = 10_000;
+
+/// One store's files under the instance's quotas.
 pub(crate) struct CountedFiles {
     ledger: Arc<Ledger>,
-    /// By the descriptor's place in the store's resource table.
-    open: HashMap<u32, Arc<OpenFile>>,
+    handles: Arc<Handles>,
+    memory: Arc<MemoryBudget>,
+    /// By the descriptor's place in the store's resource table. Those that the instance was given are not there.
+    open: HashMap<u32, Opened>,
+    /// What listings of directories cost, likewise by place.
+    listings: HashMap<u32, Charge>,
+}
+
+/// What goes with a descriptor, and with each stream that was made of it.
+#[derive(Clone)]
+pub(crate) struct Opened {
+    /// For a regular file in a counted directory.
+    entered: Option<Arc<OpenFile>>,
+    _handle: Handle,
 }
 
 impl CountedFiles {
-    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger, open: HashMap::new() }
+    pub(crate) fn new(ledger: Arc<Ledger>, handles: Arc<Handles>, memory: Arc<MemoryBudget>) -> Self {
+        Self { ledger, handles, memory, open: HashMap::new(), listings: HashMap::new() }
     }
 }
 
@@ -51,11 +72,24 @@ impl From<Full> for FsError {
     }
 }
 
+impl From<Refused> for FsError {
+    fn from(_: Refused) -> Self {
+        ErrorCode::InsufficientMemory.into()
+    }
+}
+
+/// What every path has to pass before anything is done with it.
+fn check_path(path: &str) -> FsResult<()> {
+    if path.len() > PATH_BYTES { Err(ErrorCode::NameTooLong.into()) } else { Ok(()) }
+}
+
 /// What stands at a path that is about to be taken away.
 enum Target {
     Nothing,
-    /// Held open, so that the ledger settles its bytes.
-    File(Option<Resource<Descriptor>>),
+    /// Held open, so that the ledger settles its bytes when it is let go.
+    File {
+        _held: Option<Arc<OpenFile>>,
+    },
     /// A directory or a symbolic link.
     Other,
 }
@@ -78,6 +112,10 @@ impl CountedFilesystem<'_> {
     }
 
     fn entered(&self, descriptor: &Resource<Descriptor>) -> Option<Arc<OpenFile>> {
+        self.opened(descriptor)?.entered
+    }
+
+    fn opened(&self, descriptor: &Resource<Descriptor>) -> Option<Opened> {
         self.files.open.get(&descriptor.rep()).cloned()
     }
 
@@ -90,6 +128,11 @@ impl CountedFilesystem<'_> {
         }
     }
 
+    /// A handle for what is about to be opened.
+    fn handle(&self) -> FsResult<Handle> {
+        self.files.handles.take().ok_or_else(|| ErrorCode::Quota.into())
+    }
+
     /// Opens in a counted directory and enters what was opened. The caller holds the structure lock when it may be created.
     async fn open_entered(
         &mut self,
@@ -98,12 +141,14 @@ impl CountedFilesystem<'_> {
         path: String,
         open: OpenFlags,
         flags: DescriptorFlags,
+        handle: Handle,
     ) -> FsResult<Resource<Descriptor>> {
         let opened = self.inner.open_at(Self::same(directory), path_flags, path, open, flags).await?;
-        if let Descriptor::File(file) = self.inner.table.get(&opened)? {
-            let entered = OpenFile::enter(self.files.ledger.clone(), file.file.clone()).map_err(ErrorCode::from)?;
-            self.files.open.insert(opened.rep(), entered);
-        }
+        let entered = match self.inner.table.get(&opened)? {
+            Descriptor::File(file) => Some(OpenFile::enter(self.files.ledger.clone(), file.file.clone()).map_err(ErrorCode::from)?),
+            Descriptor::Dir(_) => None,
+        };
+        self.files.open.insert(opened.rep(), Opened { entered, _handle: handle });
         Ok(opened)
     }
 
@@ -115,16 +160,18 @@ impl CountedFilesystem<'_> {
         path: String,
         open: OpenFlags,
         flags: DescriptorFlags,
+        handle: Handle,
     ) -> FsResult<Resource<Descriptor>> {
         let ledger = self.ledger();
         let _structure = ledger.structure.lock().await;
         // Whatever else is wrong with the path, opening it tells.
         if self.inner.stat_at(Self::same(directory), path_flags, path.clone()).await.is_ok() {
-            return self.open_entered(directory, path_flags, path, open, flags).await;
+            return self.open_entered(directory, path_flags, path, open, flags, handle).await;
         }
         ledger.add_name(0)?;
-        let opened = self.open_entered(directory, path_flags, path, open, flags).await;
-        if opened.is_err() {
+        let opened = self.open_entered(directory, path_flags, path.clone(), open, flags, handle).await;
+        // A store without room for another handle finds that out when the file is there already.
+        if opened.is_err() && self.inner.stat_at(Self::same(directory), path_flags, path).await.is_err() {
             ledger.remove_name(0);
         }
         opened
@@ -140,23 +187,25 @@ impl CountedFilesystem<'_> {
         if stat.type_ != DescriptorType::RegularFile {
             return Ok(Target::Other);
         }
-        let held = self.open_entered(directory, PathFlags::empty(), path.to_owned(), OpenFlags::empty(), DescriptorFlags::READ).await;
+        let opened =
+            self.inner.open_at(Self::same(directory), PathFlags::empty(), path.to_owned(), OpenFlags::empty(), DescriptorFlags::READ);
         // One that the agent itself may not read stays charged when it is gone.
-        Ok(Target::File(held.ok()))
+        let Ok(opened) = opened.await else { return Ok(Target::File { _held: None }) };
+        let held = match self.inner.table.delete(opened)? {
+            Descriptor::File(file) => OpenFile::enter(self.ledger(), file.file.clone()).ok(),
+            Descriptor::Dir(_) => None,
+        };
+        Ok(Target::File { _held: held })
     }
 
     /// Settles what became of a target, and lets go of it.
-    fn settle(&mut self, target: Target, removed: Removed) -> wasmtime::Result<()> {
+    fn settle(&mut self, target: Target, removed: Removed) {
         if let Removed::Yes = removed {
-            match &target {
+            match target {
                 Target::Nothing => {}
-                Target::File(_) => self.files.ledger.remove_name(0),
+                Target::File { .. } => self.files.ledger.remove_name(0),
                 Target::Other => self.files.ledger.remove_name(BLOCK),
             }
-        }
-        match target {
-            Target::File(Some(held)) => HostDescriptor::drop(self, held),
-            Target::File(None) | Target::Nothing | Target::Other => Ok(()),
         }
     }
 
@@ -167,7 +216,8 @@ impl CountedFilesystem<'_> {
         if file.room(position.span(1)) == 0 {
             return Err(Full.into());
         }
-        let stream: DynOutputStream = Box::new(FileWriter::new(file, position));
+        let opened = self.opened(descriptor).ok_or(ErrorCode::BadDescriptor)?;
+        let stream: DynOutputStream = Box::new(FileWriter::new(file, position, opened, self.files.memory.clone()));
         Ok(self.inner.table.push(stream)?)
     }
 
@@ -203,8 +253,12 @@ impl HostDescriptor for CountedFilesystem<'_> {
         mut open: OpenFlags,
         mut flags: DescriptorFlags,
     ) -> FsResult<Resource<Descriptor>> {
+        check_path(&path)?;
+        let handle = self.handle()?;
         if !self.is_counted(&directory)? {
-            return self.inner.open_at(directory, path_flags, path, open, flags).await;
+            let opened = self.inner.open_at(directory, path_flags, path, open, flags).await?;
+            self.files.open.insert(opened.rep(), Opened { entered: None, _handle: handle });
+            return Ok(opened);
         }
         let truncate = open.contains(OpenFlags::TRUNCATE) && !open.contains(OpenFlags::DIRECTORY);
         if truncate {
@@ -215,9 +269,9 @@ impl HostDescriptor for CountedFilesystem<'_> {
             }
         }
         let opened = if open.contains(OpenFlags::CREATE) {
-            self.create_entered(&directory, path_flags, path, open, flags).await?
+            self.create_entered(&directory, path_flags, path, open, flags, handle).await?
         } else {
-            self.open_entered(&directory, path_flags, path, open, flags).await?
+            self.open_entered(&directory, path_flags, path, open, flags, handle).await?
         };
         if truncate
             && let Some(file) = self.entered(&opened)
@@ -236,6 +290,8 @@ impl HostDescriptor for CountedFilesystem<'_> {
 
     async fn write(&mut self, descriptor: Resource<Descriptor>, data: Vec<u8>, offset: Filesize) -> FsResult<Filesize> {
         let file = self.writable(&descriptor)?;
+        // The guest's data were copied, and wait for the disk.
+        let _copy = self.files.memory.charge(data.len() as u64)?;
         let position = Position::At(offset);
         let reserved = file.begin(position.span(data.len() as u64))?;
         let written = write(reserved, data.into(), position).await;
@@ -251,11 +307,11 @@ impl HostDescriptor for CountedFilesystem<'_> {
     }
 
     fn read_via_stream(&mut self, descriptor: Resource<Descriptor>, offset: Filesize) -> FsResult<Resource<DynInputStream>> {
-        let entered = self.entered(&descriptor);
+        let opened = self.opened(&descriptor);
         let stream = HostDescriptor::read_via_stream(&mut self.inner, descriptor, offset)?;
-        let Some(entered) = entered else { return Ok(stream) };
+        let Some(opened) = opened else { return Ok(stream) };
         let inner = self.inner.table.delete(stream)?;
-        let kept: DynInputStream = Box::new(FileReader { inner, _entered: entered });
+        let kept: DynInputStream = Box::new(FileReader { inner, _opened: opened });
         Ok(self.inner.table.push(kept)?)
     }
 
@@ -265,6 +321,7 @@ impl HostDescriptor for CountedFilesystem<'_> {
     }
 
     async fn create_directory_at(&mut self, directory: Resource<Descriptor>, path: String) -> FsResult<()> {
+        check_path(&path)?;
         if !self.is_counted(&directory)? {
             return self.inner.create_directory_at(directory, path).await;
         }
@@ -279,6 +336,8 @@ impl HostDescriptor for CountedFilesystem<'_> {
     }
 
     async fn symlink_at(&mut self, directory: Resource<Descriptor>, from: String, to: String) -> FsResult<()> {
+        check_path(&from)?;
+        check_path(&to)?;
         if !self.is_counted(&directory)? {
             return self.inner.symlink_at(directory, from, to).await;
         }
@@ -300,6 +359,8 @@ impl HostDescriptor for CountedFilesystem<'_> {
         new_directory: Resource<Descriptor>,
         new_path: String,
     ) -> FsResult<()> {
+        check_path(&path)?;
+        check_path(&new_path)?;
         // A link out of a read-only directory would bring in bytes that nobody counted.
         if !self.is_counted(&directory)? || !self.is_counted(&new_directory)? {
             return Err(ErrorCode::NotPermitted.into());
@@ -317,6 +378,7 @@ impl HostDescriptor for CountedFilesystem<'_> {
     }
 
     async fn unlink_file_at(&mut self, directory: Resource<Descriptor>, path: String) -> FsResult<()> {
+        check_path(&path)?;
         if !self.is_counted(&directory)? {
             return self.inner.unlink_file_at(directory, path).await;
         }
@@ -324,11 +386,12 @@ impl HostDescriptor for CountedFilesystem<'_> {
         let _structure = ledger.structure.lock().await;
         let target = self.target(&directory, &path).await?;
         let removed = self.inner.unlink_file_at(directory, path).await;
-        self.settle(target, Removed::from(&removed)).map_err(FsError::trap)?;
+        self.settle(target, Removed::from(&removed));
         removed
     }
 
     async fn remove_directory_at(&mut self, directory: Resource<Descriptor>, path: String) -> FsResult<()> {
+        check_path(&path)?;
         if !self.is_counted(&directory)? {
             return self.inner.remove_directory_at(directory, path).await;
         }
@@ -346,6 +409,8 @@ impl HostDescriptor for CountedFilesystem<'_> {
         new_directory: Resource<Descriptor>,
         new_path: String,
     ) -> FsResult<()> {
+        check_path(&path)?;
+        check_path(&new_path)?;
         if !self.is_counted(&directory)? || !self.is_counted(&new_directory)? {
             return Err(ErrorCode::NotPermitted.into());
         }
@@ -359,7 +424,7 @@ impl HostDescriptor for CountedFilesystem<'_> {
             (Some(_), Some(_)) | (None, _) | (_, None) => Target::Nothing,
         };
         let renamed = self.inner.rename_at(directory, path, new_directory, new_path).await;
-        self.settle(replaced, Removed::from(&renamed)).map_err(FsError::trap)?;
+        self.settle(replaced, Removed::from(&renamed));
         renamed
     }
 
@@ -401,11 +466,17 @@ impl HostDescriptor for CountedFilesystem<'_> {
         accessed: NewTimestamp,
         modified: NewTimestamp,
     ) -> FsResult<()> {
+        check_path(&path)?;
         self.inner.set_times_at(directory, path_flags, path, accessed, modified).await
     }
 
     async fn read_directory(&mut self, directory: Resource<Descriptor>) -> FsResult<Resource<types::DirectoryEntryStream>> {
-        self.inner.read_directory(directory).await
+        // The host reads it as a whole. It cannot have more entries than the instance has names, unless it is given read-only.
+        let entries = if self.is_counted(&directory)? { self.files.ledger.names() } else { UNCOUNTED_ENTRIES };
+        let listing = self.files.memory.charge(entries.saturating_mul(LISTED_ENTRY))?;
+        let stream = self.inner.read_directory(directory).await?;
+        self.files.listings.insert(stream.rep(), listing);
+        Ok(stream)
     }
 
     async fn stat(&mut self, descriptor: Resource<Descriptor>) -> FsResult<DescriptorStat> {
@@ -413,10 +484,12 @@ impl HostDescriptor for CountedFilesystem<'_> {
     }
 
     async fn stat_at(&mut self, directory: Resource<Descriptor>, path_flags: PathFlags, path: String) -> FsResult<DescriptorStat> {
+        check_path(&path)?;
         self.inner.stat_at(directory, path_flags, path).await
     }
 
     async fn readlink_at(&mut self, directory: Resource<Descriptor>, path: String) -> FsResult<String> {
+        check_path(&path)?;
         self.inner.readlink_at(directory, path).await
     }
 
@@ -434,6 +507,7 @@ impl HostDescriptor for CountedFilesystem<'_> {
         path_flags: PathFlags,
         path: String,
     ) -> FsResult<MetadataHashValue> {
+        check_path(&path)?;
         self.inner.metadata_hash_at(directory, path_flags, path).await
     }
 }
@@ -454,6 +528,7 @@ impl HostDirectoryEntryStream for CountedFilesystem<'_> {
     }
 
     fn drop(&mut self, stream: Resource<types::DirectoryEntryStream>) -> wasmtime::Result<()> {
+        self.files.listings.remove(&stream.rep());
         HostDirectoryEntryStream::drop(&mut self.inner, stream)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use dewar_protocol::LogStream;
+use dewar_protocol::{Bytes, LogStream};
 use wasmtime::component::{Linker, ResourceTable};
 use wasmtime::{Engine, Error, Result, Store, UpdateDeadline};
 use wasmtime_wasi::filesystem::WasiFilesystemCtxView;
@@ -15,19 +15,21 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::filesystem::{CountedFiles, CountedFilesystem, HasCountedFiles};
+use crate::handles::Handles;
+use crate::held;
 use crate::ledger::Ledger;
-use crate::limits::{MemoryBudget, Refused, StoreMemory};
+use crate::limits::{Mebibytes, MemoryBudget, Refused, STORE_BYTES, StoreMemory};
 use crate::network::Sockets;
 use crate::outbound::Outbound;
 use crate::output::{Lines, Log};
 
 /// Bytes that the host may copy for a guest in one call.
 const HOSTCALL_BYTES: usize = 8 << 20;
-/// Bytes of the head of a request or response as a guest holds it.
-const FIELD_BYTES: usize = 128 << 10;
+/// Bytes of the head of a request or response as a guest holds it, each field with 72 more than its name and value.
+const FIELD_BYTES: usize = 72 << 10;
 /// Random bytes that a guest may have in one call.
 const RANDOM_BYTES: u64 = 64 << 10;
-/// Handles that a guest's own components may hold on each other.
+/// Handles that the components of a store may hold, those of their own making and streams and futures included.
 const COMPONENT_HANDLES: usize = 10_000;
 /// What a store needs of its resource table beyond the guest's open files: requests, responses, bodies, standard streams.
 const OWN_RESOURCES: usize = 128;
@@ -52,6 +54,18 @@ impl Guest {
     /// The last growth of memory that was refused since the last call.
     pub(crate) fn take_refused_memory(&mut self) -> Option<Refused> {
         self.memory.take_refused()
+    }
+
+    /// The memory that the store is charged for.
+    pub(crate) fn memory(&mut self) -> &mut StoreMemory {
+        &mut self.memory
+    }
+
+    /// Charges what the host keeps for the guest's handles by now. What does not fit ends the store: the host has it already.
+    pub(crate) fn settle_held(&mut self) -> Result<()> {
+        let bytes = held::bytes(&mut self.table);
+        let held = Mebibytes(Bytes(bytes));
+        self.memory.hold(bytes).map_err(|refused| Error::msg(format!("{refused}: its handles, fields and bodies take {held} of the host")))
     }
 }
 
@@ -104,14 +118,16 @@ pub(crate) struct Blueprint {
     pub(crate) log: Arc<Log>,
     pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) ledger: Arc<Ledger>,
-    pub(crate) open_files: u32,
+    pub(crate) handles: Arc<Handles>,
 }
 
 impl Blueprint {
     /// A new store, nothing in it yet.
     pub(crate) fn store(&self, engine: &Engine) -> Result<Store<Guest>> {
+        // First of all: what does not fit costs nothing to refuse.
+        let memory = StoreMemory::new(self.memory.clone(), STORE_BYTES + self.texts())?;
         let mut table = ResourceTable::new();
-        table.set_max_capacity(usize::try_from(self.open_files)?.saturating_add(OWN_RESOURCES));
+        table.set_max_capacity(usize::try_from(self.handles.limit())?.saturating_add(OWN_RESOURCES));
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELD_BYTES);
         let guest = Guest {
@@ -119,8 +135,8 @@ impl Blueprint {
             table,
             http,
             outbound: self.outbound.clone(),
-            files: CountedFiles::new(self.ledger.clone()),
-            memory: StoreMemory::new(self.memory.clone()),
+            files: CountedFiles::new(self.ledger.clone(), self.handles.clone(), self.memory.clone()),
+            memory,
             alarm: Arc::default(),
         };
         let mut store = Store::try_new(engine, guest)?;
@@ -128,14 +144,21 @@ impl Blueprint {
         store.set_hostcall_fuel(HOSTCALL_BYTES);
         store.set_max_component_handles(COMPONENT_HANDLES);
         store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|store| {
+        store.epoch_deadline_callback(|mut store| {
             if store.data().alarm.has_gone() {
                 Err(Error::msg("still computing when its time was up"))
             } else {
+                store.data_mut().settle_held()?;
                 Ok(UpdateDeadline::Yield(1))
             }
         });
         Ok(store)
+    }
+
+    /// Bytes of arguments and environment, of which each store has a copy.
+    fn texts(&self) -> u64 {
+        let variables = self.environment.iter().map(|(name, value)| name.len() + value.len());
+        self.arguments.iter().map(String::len).chain(variables).map(|bytes| bytes as u64 + 64).sum()
     }
 
     fn wasi(&self) -> Result<WasiCtx> {

@@ -119,8 +119,8 @@ impl App {
 /// What to call the end of a guest that wanted more memory than it may have.
 fn blame(error: &wasmtime::Error, refused: Option<Refused>) -> String {
     match refused {
-        Some(refused) => format!("{refused}: {}", trap::describe(error)),
-        None => trap::describe(error),
+        Some(refused) if !error.is::<Refused>() => format!("{refused}: {}", trap::describe(error)),
+        Some(_) | None => trap::describe(error),
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use wasmtime_wasi::FsPerms;
 
 use crate::guest::{Blueprint, CpuClock, Mount};
+use crate::handles::Handles;
 use crate::ledger::{DiskLimit, Ledger};
 use crate::limits::MemoryBudget;
 use crate::network::Sockets;
@@ -25,13 +26,13 @@ use crate::{EgressPolicy, OutputSink, Program, World, command, http};
 /// What one instance may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// Linear memories and tables of all its stores together.
+    /// Linear memories and tables of all its stores together, and what the host holds for them.
     pub memory: Bytes,
     /// Bytes in `app_dir` and `tmp_dir` together; what is there at the start counts.
     pub disk: Bytes,
     /// Files and directories in both together.
     pub inodes: u64,
-    /// Descriptors, streams, sockets and other handles it may hold at a time.
+    /// Files and directories that it may have open at a time, all stores together. Each store may hold so many other handles too.
     pub open_files: u32,
 }
 
@@ -127,8 +128,14 @@ pub struct SandboxUsage {
     pub cpu: Duration,
     /// Memory now.
     pub memory: Bytes,
+    /// The most memory at a time since its start.
+    pub memory_peak: Bytes,
     /// Disk now.
     pub disk: Bytes,
+    /// Files and directories on it now.
+    pub inodes: u64,
+    /// Files and directories that are open now.
+    pub open_files: u32,
 }
 
 impl Exit {
@@ -184,6 +191,7 @@ pub(crate) struct Meters {
     pub(crate) cpu: Arc<CpuClock>,
     pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) handles: Arc<Handles>,
 }
 
 impl fmt::Debug for Sandbox {
@@ -196,8 +204,15 @@ impl Sandbox {
     /// What it uses, without touching the disk.
     #[must_use]
     pub fn usage(&self) -> SandboxUsage {
-        let Meters { cpu, memory, ledger } = &self.0.meters;
-        SandboxUsage { cpu: cpu.total(), memory: memory.used(), disk: ledger.bytes() }
+        let Meters { cpu, memory, ledger, handles } = &self.0.meters;
+        SandboxUsage {
+            cpu: cpu.total(),
+            memory: memory.used(),
+            memory_peak: memory.peak(),
+            disk: ledger.bytes(),
+            inodes: ledger.names(),
+            open_files: handles.used(),
+        }
     }
 
     /// Asks it to end: an http instance takes no more requests and finishes those in flight, however long they may take; a
@@ -253,7 +268,10 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
     let surveyed = tokio::task::spawn_blocking(move || Ledger::open(directories.iter().map(PathBuf::as_path), limit)).await;
     let ledger = surveyed.map_err(|stopped| Exit::failed(stopped.to_string()))?;
     let ledger = ledger.map_err(|error| Exit::failed(format!("the instance's directories cannot be read: {error}")))?;
-    let meters = Meters { cpu: Arc::default(), memory: MemoryBudget::new(spec.quota.memory), ledger };
+    let log = Log::new(spec.output);
+    ledger.tell(log.clone());
+    let handles = Handles::new(spec.quota.open_files, log.clone());
+    let meters = Meters { cpu: Arc::default(), memory: MemoryBudget::new(spec.quota.memory), ledger, handles };
     let serve = (world == World::Command).then_some(spec.address);
     let blueprint = Blueprint {
         arguments: spec.arguments,
@@ -264,10 +282,10 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
         ],
         sockets: Sockets { serve, egress: spec.egress.clone() },
         outbound: Outbound::new(spec.egress),
-        log: Log::new(spec.output),
+        log,
         memory: meters.memory.clone(),
         ledger: meters.ledger.clone(),
-        open_files: spec.quota.open_files,
+        handles: meters.handles.clone(),
     };
     let parts = Parts { shared, blueprint, cpu: meters.cpu.clone(), orders, limits: spec.http, listener: spec.listener };
     let run = match world {

@@ -16,10 +16,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dewar_protocol::Bytes;
+
+use crate::limits::Mebibytes;
+use crate::output::Log;
+use crate::refusals::Refusals;
 
 /// What a file's length is rounded up to.
 pub(crate) const BLOCK: u64 = 4096;
@@ -48,7 +52,7 @@ pub(crate) struct Ledger {
     limit: DiskLimit,
     /// Written under the lock of `state`, read without.
     bytes: AtomicU64,
-    refused: AtomicBool,
+    refusals: Refusals,
     state: Mutex<State>,
     /// Held while names are made or removed.
     pub(crate) structure: tokio::sync::Mutex<()>,
@@ -87,7 +91,7 @@ impl Ledger {
         Ok(Arc::new(Self {
             limit,
             bytes: AtomicU64::new(held.0),
-            refused: AtomicBool::new(false),
+            refusals: Refusals::default(),
             state: Mutex::new(State { names: held.1, open: HashMap::new() }),
             structure: tokio::sync::Mutex::new(()),
         }))
@@ -98,17 +102,37 @@ impl Ledger {
         Bytes(self.bytes.load(Ordering::Relaxed))
     }
 
+    /// Names in use.
+    pub(crate) fn names(&self) -> u64 {
+        self.lock().names
+    }
+
     /// Whether something has been refused for want of space since the ledger was opened.
     pub(crate) fn has_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed)
+        self.refusals.count() > 0
+    }
+
+    /// Tells the app's developer of what is refused from now on.
+    pub(crate) fn tell(&self, log: Arc<Log>) {
+        self.refusals.tell(log);
+    }
+
+    /// Something does not fit. Call without the lock: a log may take its time.
+    fn refuse(&self) -> Full {
+        let (names, bytes) = (self.lock().names, self.bytes());
+        self.refusals.add(|| {
+            let DiskLimit { bytes: limit, inodes } = self.limit;
+            format!("disk quota reached: {} of {} in use, {names} of {inodes} files", Mebibytes(bytes), Mebibytes(Bytes(limit)))
+        });
+        Full
     }
 
     /// Charges a name, and the bytes that come with it ([`BLOCK`] for anything but a regular file).
     pub(crate) fn add_name(&self, bytes: u64) -> Result<(), Full> {
         let mut state = self.lock();
         if state.names >= self.limit.inodes || bytes > self.remaining() {
-            self.refused.store(true, Ordering::Relaxed);
-            return Err(Full);
+            drop(state);
+            return Err(self.refuse());
         }
         state.names += 1;
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -189,8 +213,9 @@ impl OpenFile {
     pub(crate) fn room(&self, span: Span) -> u64 {
         let state = self.ledger.lock();
         let fits = state.open.get(&self.inode).map_or(0, |entered| self.ledger.fitting(entered.length, span));
+        drop(state);
         if fits == 0 {
-            self.ledger.refused.store(true, Ordering::Relaxed);
+            self.ledger.refuse();
         }
         fits
     }
@@ -205,8 +230,8 @@ impl OpenFile {
             Span::Append { bytes } if fits > 0 || bytes == 0 => entered.length.saturating_add(fits),
             Span::Shrink => 0,
             Span::At { .. } | Span::Append { .. } => {
-                self.ledger.refused.store(true, Ordering::Relaxed);
-                return Err(Full);
+                drop(state);
+                return Err(self.ledger.refuse());
             }
         };
         // An empty write beyond the end does not make a file longer.
@@ -295,12 +320,4 @@ pub(crate) fn survey(directory: &Path) -> io::Result<(u64, u64)> {
         }
     }
     Ok((bytes, names))
-}
-
-#[cfg(test)]
-impl Ledger {
-    /// Names in use.
-    pub(crate) fn names(&self) -> u64 {
-        self.lock().names
-    }
 }

@@ -40,6 +40,8 @@ const BETWEEN_BYTES: Duration = Duration::from_secs(60);
 const CHUNK: usize = 64 << 10;
 /// Writes that are taken before the first is on its way: a guest with a small answer is done without having to wait.
 const BUFFERED_CHUNKS: usize = 4;
+/// What there can be of a body that nobody has fetched yet: wasmtime takes one write more.
+pub(crate) const BUFFERED_BYTES: u64 = (BUFFERED_CHUNKS as u64 + 1) * CHUNK as u64;
 
 /// The client of one instance's stores.
 #[derive(Clone)]

@@ -3,6 +3,7 @@
 //! A guest is never made to wait for its own log. What it writes is cut into lines of at most [`LINE_BYTES`] and handed on at
 //! once; what comes faster than [`BYTES_PER_SECOND`] or [`LINES_PER_SECOND`] is dropped, and a line says how many were.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +40,12 @@ const PERMIT: usize = 64 << 10;
 pub(crate) struct Log {
     sink: OutputSink,
     allowance: Mutex<Allowance>,
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").field("allowance", &self.allowance).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]

@@ -75,14 +75,14 @@ impl Pool {
 
     /// An idle store, or a new one. Waits for one to be given back when there is no memory for another.
     pub(crate) async fn take(&self) -> Result<Worker, NoStore> {
-        if let Some(worker) = self.idle().pop() {
+        if let Some(worker) = self.take_idle() {
             return Ok(worker);
         }
         loop {
             let mut released = pin!(self.released.notified());
             // Before looking, so that what is given back meanwhile is not missed.
             released.as_mut().enable();
-            if let Some(worker) = self.idle().pop() {
+            if let Some(worker) = self.take_idle() {
                 return Ok(worker);
             }
             match self.make().await {
@@ -95,6 +95,13 @@ impl Pool {
                 made => return made,
             }
         }
+    }
+
+    fn take_idle(&self) -> Option<Worker> {
+        let mut worker = self.idle().pop()?;
+        // One that has grown until there is no memory for a call into it makes way for a new one.
+        worker.store.data_mut().memory().begin_call().ok()?;
+        Some(worker)
     }
 
     async fn make(&self) -> Result<Worker, NoStore> {
@@ -111,7 +118,12 @@ impl Pool {
     }
 
     async fn start(&self) -> Result<(Store<Guest>, Proxy), NoStore> {
-        let mut store = self.blueprint.store(&self.engine).map_err(|error| NoStore::Failed(error, None))?;
+        let refused = |error: Error| {
+            let refused = error.downcast_ref::<Refused>().copied();
+            NoStore::Failed(error, refused)
+        };
+        let mut store = self.blueprint.store(&self.engine).map_err(refused)?;
+        store.data_mut().memory().begin_call().map_err(|error| refused(error.into()))?;
         store.data().alarm().set(Instant::now() + self.startup_timeout);
         let starting = self.cpu.meter(Box::pin(self.pre.instantiate_async(&mut store)));
         let started = tokio::time::timeout(self.startup_timeout + TRAP_GRACE, starting).await;
@@ -127,7 +139,8 @@ impl Pool {
         worker.served += 1;
         // What was refused to this request is no excuse for the next.
         worker.store.data_mut().take_refused_memory();
-        if worker.served < self.requests_per_store {
+        // A guest that has left more with the host than there is room for gets a fresh store.
+        if worker.served < self.requests_per_store && worker.store.data_mut().settle_held().is_ok() {
             self.keep(worker);
         }
     }
@@ -135,6 +148,7 @@ impl Pool {
     /// Keeps a store for later.
     pub(crate) fn keep(&self, mut worker: Worker) {
         worker.idle_since = Instant::now();
+        worker.store.data_mut().memory().end_call();
         self.idle().push(worker);
         self.released.notify_one();
     }

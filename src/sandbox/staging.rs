@@ -17,8 +17,9 @@ use wasmtime_wasi::FsPerms;
 use self::bindings::BuildpackPre;
 use self::bindings::exports::dewar::buildpack::lifecycle::World as WitWorld;
 use crate::guest::{Blueprint, Guest, Mount, TRAP_GRACE};
+use crate::handles::Handles;
 use crate::ledger::{DiskLimit, Ledger};
-use crate::limits::{Mebibytes, MemoryBudget};
+use crate::limits::{Mebibytes, MemoryBudget, Refused};
 use crate::network::Sockets;
 use crate::outbound::Outbound;
 use crate::output::Log;
@@ -196,18 +197,25 @@ async fn run_step<T>(linked: Arc<Linked>, run: BuildpackRun, mounts: Vec<Mount>,
     let limit = DiskLimit { bytes: limits.disk.0, inodes: limits.inodes };
     let surveyed = tokio::task::spawn_blocking(move || Ledger::open(writable.iter().map(PathBuf::as_path), limit)).await;
     let ledger = surveyed.map_err(|stopped| setup(&stopped))?.map_err(|error| setup(&error))?;
+    let log = Log::new(run.output);
+    ledger.tell(log.clone());
     let blueprint = Blueprint {
         arguments: Vec::new(),
         environment: run.environment,
         mounts,
         sockets: Sockets { serve: None, egress: run.egress.clone() },
         outbound: Outbound::new(run.egress),
-        log: Log::new(run.output),
+        log: log.clone(),
         memory: MemoryBudget::new(limits.memory),
         ledger: ledger.clone(),
-        open_files: OPEN_FILES,
+        handles: Handles::new(OPEN_FILES, log),
     };
-    let mut store = blueprint.store(&linked.shared.engine).map_err(|error| setup(&error))?;
+    let out_of_memory = |refused: Refused| BuildpackError::OutOfMemory(refused.to_string());
+    let mut store = blueprint.store(&linked.shared.engine).map_err(|error| match error.downcast::<Refused>() {
+        Ok(refused) => out_of_memory(refused),
+        Err(error) => setup(&error),
+    })?;
+    store.data_mut().memory().begin_call().map_err(out_of_memory)?;
     store.data().alarm().set(Instant::now() + limits.wall);
     let work = async {
         let buildpack = linked.pre.instantiate_async(&mut store).await?;

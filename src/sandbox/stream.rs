@@ -10,7 +10,9 @@ use tokio::task::JoinHandle;
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::p2::{DynInputStream, InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
+use crate::filesystem::Opened;
 use crate::ledger::{Full, OpenFile, Span, Write};
+use crate::limits::{Charge, MemoryBudget};
 
 /// Bytes that one write may have: a guest's buffer is copied.
 const CHUNK: u64 = 64 << 10;
@@ -68,18 +70,20 @@ pub(crate) struct FileWriter {
     target: Arc<OpenFile>,
     position: Position,
     state: State,
+    memory: Arc<MemoryBudget>,
+    _opened: Opened,
 }
 
 enum State {
     Idle,
-    Writing { wanted: u64, writing: JoinHandle<io::Result<u64>> },
+    Writing { wanted: u64, writing: JoinHandle<io::Result<u64>>, _copy: Charge },
     Failed(io::Error),
     Closed,
 }
 
 impl FileWriter {
-    pub(crate) fn new(target: Arc<OpenFile>, position: Position) -> Self {
-        Self { target, position, state: State::Idle }
+    pub(crate) fn new(target: Arc<OpenFile>, position: Position, opened: Opened, memory: Arc<MemoryBudget>) -> Self {
+        Self { target, position, state: State::Idle, memory, _opened: opened }
     }
 
     /// The error of the last operation, once; afterwards the stream is closed.
@@ -101,8 +105,10 @@ impl FileWriter {
 
     fn start(&mut self, data: Bytes) -> StreamResult<()> {
         let wanted = data.len() as u64;
+        let copy = self.memory.charge(wanted);
+        let copy = copy.map_err(|_| self.fail(io::Error::from_raw_os_error(Errno::NOMEM.raw_os_error())))?;
         let reserved = self.target.begin(self.position.span(wanted)).map_err(|full| self.fail(full))?;
-        self.state = State::Writing { wanted, writing: write(reserved, data, self.position) };
+        self.state = State::Writing { wanted, writing: write(reserved, data, self.position), _copy: copy };
         Ok(())
     }
 }
@@ -152,7 +158,7 @@ impl OutputStream for FileWriter {
 #[async_trait]
 impl Pollable for FileWriter {
     async fn ready(&mut self) {
-        if let State::Writing { wanted, writing } = &mut self.state {
+        if let State::Writing { wanted, writing, .. } = &mut self.state {
             let wanted = *wanted;
             self.state = match writing.await {
                 // What was permitted may not fit any more: some was written, the rest is lost and must be reported.
@@ -170,10 +176,10 @@ impl Pollable for FileWriter {
     }
 }
 
-/// An input stream that keeps its file entered in the ledger for as long as it can read it.
+/// An input stream that keeps its file in the ledger, and its handle, for as long as it can read it.
 pub(crate) struct FileReader {
     pub(crate) inner: DynInputStream,
-    pub(crate) _entered: Arc<OpenFile>,
+    pub(crate) _opened: Opened,
 }
 
 #[async_trait]

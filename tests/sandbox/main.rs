@@ -11,6 +11,7 @@ mod http;
 mod http_limits;
 mod network;
 mod programs;
+mod quotas;
 mod staging;
 mod wire;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         http_limits::trials(),
         network::trials(),
         programs::trials(),
+        quotas::trials(),
         staging::trials(),
         wire::trials(),
     ];

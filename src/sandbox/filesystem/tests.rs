@@ -31,7 +31,7 @@ impl Store {
         let mut table = ResourceTable::new();
         let mut view = WasiFilesystemCtxView { ctx: wasi.filesystem(), table: &mut table };
         let (root, _) = Preopens::get_directories(&mut view).unwrap().remove(0);
-        Self { wasi, table, files: CountedFiles::new(ledger.clone()), root, open: Vec::new() }
+        Self { wasi, table, files: CountedFiles::new(ledger.clone(), handles(), memory()), root, open: Vec::new() }
     }
 
     fn view(&mut self) -> CountedFilesystem<'_> {
@@ -54,6 +54,18 @@ impl Store {
         self.open.push(opened);
         Ok(())
     }
+}
+
+fn handles() -> Arc<Handles> {
+    struct Deaf;
+    impl crate::Output for Deaf {
+        fn line(&self, _stream: dewar_protocol::LogStream, _text: &str) {}
+    }
+    Handles::new(64, crate::output::Log::new(Arc::new(Deaf)))
+}
+
+fn memory() -> Arc<MemoryBudget> {
+    MemoryBudget::new(dewar_protocol::Bytes(1 << 30))
 }
 
 fn code<T>(result: FsResult<T>) -> Result<T, ErrorCode> {
@@ -175,7 +187,7 @@ async fn carry_out(store: &mut Store, operation: Operation) -> Result<(), ErrorC
 /// Bytes of files that are open and have no name any more.
 fn nameless(stores: &[Store]) -> u64 {
     let mut found = HashMap::new();
-    for file in stores.iter().flat_map(|store| store.files.open.values()) {
+    for file in stores.iter().flat_map(|store| store.files.open.values()).filter_map(|opened| opened.entered.as_ref()) {
         let metadata = file.file.metadata().unwrap();
         if metadata.nlink() == 0 {
             found.insert(metadata.ino(), metadata.len().div_ceil(BLOCK) * BLOCK);
