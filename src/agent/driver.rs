@@ -1,7 +1,8 @@
 //! The select loop: one task owns the cell. Inputs come in, one at a time; effects go out, in order.
 //!
-//! The loop never waits for anything but the next input. What tasks report comes before what others ask, so that a flood of
-//! requests cannot hide that instances have ended; requests wait in a bounded queue and, behind it, in the subscriptions'.
+//! The loop never waits for anything but the next input. What is to be done at its time comes before what tasks report, so that
+//! heartbeats are on time however much happens; and that before what others ask, so that a flood of requests cannot hide that
+//! instances have ended. Requests wait in a bounded queue and, behind it, in the subscriptions'.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -55,8 +56,8 @@ impl Driver {
                     (Input::Signal(Signal::Shutdown), Asker::Nobody)
                 }
                 Some(event) = self.bus_events.recv() => (Input::Bus(bus_event(event)), Asker::Nobody),
-                Some(report) = self.reports.recv() => (report, Asker::Nobody),
                 () = at(wake) => (Input::Wake, Asker::Nobody),
+                Some(report) = self.reports.recv() => (report, Asker::Nobody),
                 _ = sampling.tick() => (Input::Usage(self.effects.instances.usage()), Asker::Nobody),
                 Some(Asked { request, asker }) = self.requests.recv() => (Input::Request(request, asker.token()), asker),
             };

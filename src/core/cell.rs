@@ -1,9 +1,10 @@
 //! The root of an agent's state: takes each input to the part it is about, and puts the effects in order.
 //!
 //! The parts: [`instances`] for what instances do, [`staging`] for staging tasks, [`presence`] for what the rest of the world is
-//! told and when, [`reports`] for answers, [`shutdown`] for the end.
+//! told and when, [`pacing`] for how often, [`reports`] for answers, [`shutdown`] for the end.
 
 mod instances;
+mod pacing;
 mod presence;
 mod reports;
 mod shutdown;
@@ -100,13 +101,13 @@ impl Cell {
         match request {
             Request::StartInstance(start) => self.start_instance(now, *start, out),
             Request::StopInstances(stop) => self.stop_instances(now, stop, out),
-            Request::UpdateApp(update) => self.update_app(&update, out),
+            Request::UpdateApp(update) => self.update_app(now, &update, out),
             Request::FindInstances(question) => self.find_instances(now, question, reply_to.as_ref(), out),
             Request::Locate => self.advertise(out),
             Request::LocateStager => self.advertise_stager(out),
             Request::Stage(message) => self.stage(now, *message, reply_to, out),
             Request::StopStaging(stop) => self.stop_staging(&stop.app_id, out),
-            Request::ReportHeartbeat => self.heartbeat(out),
+            Request::ReportHeartbeat => self.heartbeat_soon(now, out),
             Request::RegisterRoutes(router) => self.on_router(now, &router, out),
             Request::ReportStatus => answer(out, reply_to, || Answer::Status(self.status())),
             Request::DiscoverComponent => answer(out, reply_to, || Answer::Component(self.discovered(now))),

@@ -3,6 +3,7 @@
 mod index;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use dewar_protocol::{AppCounts, AppId, InstanceId};
 
@@ -117,6 +118,11 @@ impl Registry {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Instance> {
         self.instances.values()
+    }
+
+    /// Those that were registered after this one.
+    pub(crate) fn after(&self, key: InstanceKey) -> impl Iterator<Item = &Instance> {
+        self.instances.range((Bound::Excluded(key), Bound::Unbounded)).map(|(_, instance)| instance)
     }
 
     pub(crate) fn keys(&self) -> Vec<InstanceKey> {

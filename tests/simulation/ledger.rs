@@ -4,20 +4,24 @@
 //! - every live sandbox has one registry entry, and every entry that needs a sandbox has a live one;
 //! - states follow each other as the protocol's table says, and the registry says what the transitions said;
 //! - a route leads to running instances only, and is taken back before the sandbox is asked to end;
-//! - an instance is told of as running before its first route;
+//! - while there is a bus, health managers hear of a running instance at once or a moment later, and of all of them every time;
 //! - one CRASHED exit message per crash, at the time of the crash, and nothing after STOPPED;
 //! - at most one first reply and one second reply to a staging request, in this order;
 //! - nothing periodic while the bus is down, nothing new after the farewell;
 //! - waking an agent before its time changes nothing, and waking it in time moves its next time on.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use dewar_core::{
-    Answer, BusEvent, Cell, Effect, Input, InstanceKey, Now, Publication, ReplyTo, Request, SandboxEvent, Varz, VarzInstance,
+    Answer, BusEvent, Cell, Effect, Input, InstanceKey, Mono, Now, Publication, ReplyTo, Request, SandboxEvent, Varz, VarzInstance,
 };
 use dewar_protocol::{ExitReason, Heartbeat, InstanceId, InstanceState, RouteRegistration};
 
 use crate::world::answers;
+
+/// How long a change may wait to be told together with others.
+const HEARTBEAT_DELAY: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -28,8 +32,8 @@ pub(crate) struct Ledger {
     /// Crashes whose message has not come yet.
     untold: BTreeSet<InstanceId>,
     ended: BTreeSet<InstanceId>,
-    /// Whom heartbeats have told of as running.
-    told_running: BTreeSet<InstanceKey>,
+    /// Who runs and has not been in a heartbeat since, although there was a bus all the time, and since when.
+    not_told: BTreeMap<InstanceKey, Mono>,
     /// How many first and second replies each request has got.
     stagings: HashMap<ReplyTo, (u32, u32)>,
     connected: bool,
@@ -49,7 +53,10 @@ impl Ledger {
     /// An input that is about to be taken.
     pub(crate) fn expect(&mut self, input: &Input) {
         match input {
-            Input::Bus(event) => self.connected = *event == BusEvent::Up,
+            Input::Bus(event) => {
+                self.connected = *event == BusEvent::Up;
+                self.not_told.clear();
+            }
             Input::Sandbox(key, SandboxEvent::Launched { port: Some(port) }) => drop(self.ports.insert(*port, *key)),
             Input::Request(Request::Stage(_), Some(reply_to)) => drop(self.stagings.insert(reply_to.clone(), (0, 0))),
             _ => {}
@@ -73,7 +80,7 @@ impl Ledger {
         match effect {
             Effect::Publish(publication) => self.note_publication(now, publication),
             Effect::Reply(to, answer) => self.note_answer(to, answer),
-            Effect::Transitioned { instance, instance_id, from, to, .. } => self.note_transition(*instance, instance_id, *from, *to),
+            Effect::Transitioned { instance, instance_id, from, to, .. } => self.note_transition(now, *instance, instance_id, *from, *to),
             Effect::StartSandbox(spec) => {
                 assert!(!self.farewell, "something is started after the farewell");
                 assert_eq!(self.states.get(&spec.key), Some(&InstanceState::Starting));
@@ -104,7 +111,7 @@ impl Ledger {
             }
             Publication::RouterRegister(it) => {
                 assert!(self.connected, "a registration without a bus");
-                assert!(self.told_running.contains(&self.ports[&it.port]), "a route before the heartbeat: {it:?}");
+                assert_eq!(self.states[&self.ports[&it.port]], InstanceState::Running, "a route to nowhere: {it:?}");
                 assert!(!it.uris.is_empty());
                 self.routes.entry(it.port).or_default().extend(it.uris.iter().cloned());
             }
@@ -137,7 +144,7 @@ impl Ledger {
         // A crash that has just been reaped is known here until the next check.
         assert!(told(InstanceState::Crashed) <= known(InstanceState::Crashed).count());
         assert_eq!(told(InstanceState::Stopping) + told(InstanceState::Born), 0);
-        self.told_running = known(InstanceState::Running).collect();
+        self.not_told.clear();
     }
 
     fn note_answer(&mut self, to: &ReplyTo, answer: &Answer) {
@@ -158,7 +165,7 @@ impl Ledger {
         }
     }
 
-    fn note_transition(&mut self, key: InstanceKey, id: &InstanceId, from: InstanceState, to: InstanceState) {
+    fn note_transition(&mut self, now: Now, key: InstanceKey, id: &InstanceId, from: InstanceState, to: InstanceState) {
         use InstanceState::{Born, Crashed, Running, Starting, Stopped, Stopping};
         let before = self.states.insert(key, to);
         assert_eq!(before.unwrap_or(Born), from, "{key:?} was in another state");
@@ -170,6 +177,11 @@ impl Ledger {
                 | (Stopping, Stopped)
         );
         assert!(legal, "{key:?} went from {from} to {to}");
+        if to == Running && self.connected {
+            self.not_told.insert(key, now.mono);
+        } else {
+            self.not_told.remove(&key);
+        }
         if to == Crashed {
             self.untold.insert(id.clone());
         }
@@ -177,6 +189,8 @@ impl Ledger {
 
     /// Everything that must hold between inputs.
     pub(crate) fn check(&mut self, now: Now, cell: &mut Cell, sandboxes: &BTreeSet<InstanceKey>) {
+        let late = self.not_told.iter().find(|(_, since)| now.mono - **since > HEARTBEAT_DELAY);
+        assert_eq!(late, None, "health managers do not hear of it by {now:?}");
         let seen = varz(cell, now);
         assert!(seen.available_memory_ratio >= 0.0 && seen.available_disk_ratio >= 0.0, "too much is promised");
         self.check_registry(&seen, sandboxes);

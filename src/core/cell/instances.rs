@@ -60,13 +60,13 @@ impl Cell {
         }
     }
 
-    pub(super) fn update_app(&mut self, update: &Update, out: &mut Vec<Effect>) {
+    pub(super) fn update_app(&mut self, now: Now, update: &Update, out: &mut Vec<Effect>) {
         let mut changed = false;
         for key in self.registry.of_app(&update.app_id) {
             changed |= self.update_instance(key, update, out);
         }
         if changed {
-            self.heartbeat(out);
+            self.heartbeat_soon(now, out);
         }
     }
 
@@ -178,7 +178,7 @@ impl Cell {
         match to {
             InstanceState::Running => {
                 let uris = instance.uris.clone();
-                self.heartbeat(out);
+                self.heartbeat_soon(now, out);
                 self.register(key, uris, out);
             }
             InstanceState::Stopping => {

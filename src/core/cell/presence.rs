@@ -11,10 +11,11 @@ use dewar_protocol::{
 };
 
 use super::Cell;
+use super::pacing::{Heartbeats, Part, Sweeps};
 use crate::config::Intervals;
 use crate::instance::{Instance, is_heartbeated, is_routed};
 use crate::lifecycle::Phase;
-use crate::{BusEvent, Effect, InstanceKey, Mono, Now, Publication};
+use crate::{BusEvent, CellConfig, Effect, InstanceKey, Mono, Now, Publication};
 
 /// However often a router wants routes, it does not get them more often than this.
 const ROUTER_REGISTER_MIN: Duration = Duration::from_secs(1);
@@ -26,9 +27,9 @@ pub(super) struct Presence {
     intervals: Intervals,
     /// As configured, or less if the last router that said anything wants less.
     router_register: Duration,
-    heartbeat_at: Option<Mono>,
+    heartbeats: Heartbeats,
     advertise_at: Option<Mono>,
-    register_at: Option<Mono>,
+    sweeps: Sweeps,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,14 +46,14 @@ impl Presence {
             link: Link::New,
             intervals,
             router_register: intervals.router_register,
-            heartbeat_at: None,
+            heartbeats: Heartbeats::default(),
             advertise_at: None,
-            register_at: None,
+            sweeps: Sweeps::default(),
         }
     }
 
     pub(super) fn next_tick(&self) -> Option<Mono> {
-        [self.heartbeat_at, self.advertise_at, self.register_at].into_iter().flatten().min()
+        [self.heartbeats.next(), self.advertise_at, self.sweeps.next()].into_iter().flatten().min()
     }
 
     fn is_up(&self) -> bool {
@@ -61,28 +62,21 @@ impl Presence {
 
     /// Every timer from now on; each goes off first after a full interval.
     fn arm(&mut self, now: Mono, phase: Phase) {
-        self.heartbeat_at = Some(now + self.intervals.heartbeat);
+        self.heartbeats.arm(now + self.intervals.heartbeat);
         self.advertise_at = (phase == Phase::Serving).then(|| now + self.intervals.advertise);
-        self.register_at = Some(now + self.router_register);
+        self.sweeps.arm(now + self.router_register);
     }
 
     fn disarm(&mut self) {
-        (self.heartbeat_at, self.advertise_at, self.register_at) = (None, None, None);
+        self.heartbeats.disarm();
+        self.advertise_at = None;
+        self.sweeps.disarm();
     }
 
     /// There will be no more advertisements.
     pub(super) fn stop_advertising(&mut self) {
         self.advertise_at = None;
     }
-}
-
-/// Whether a timer goes off; if it does it is set again.
-fn goes_off(timer: &mut Option<Mono>, now: Mono, interval: Duration) -> bool {
-    let due = timer.is_some_and(|at| at <= now);
-    if due {
-        *timer = Some(now + interval);
-    }
-    due
 }
 
 impl Cell {
@@ -95,11 +89,11 @@ impl Cell {
             }
             (BusEvent::Up, Link::New) => {
                 self.connected(now);
-                self.introduce(out);
+                self.introduce(now, out);
             }
             (BusEvent::Up, Link::Up | Link::Down) => {
                 self.connected(now);
-                self.reintroduce(out);
+                self.reintroduce(now, out);
             }
         }
     }
@@ -109,7 +103,7 @@ impl Cell {
         self.presence.arm(now.mono, self.phase);
     }
 
-    fn introduce(&mut self, out: &mut Vec<Effect>) {
+    fn introduce(&mut self, now: Now, out: &mut Vec<Effect>) {
         if self.phase == Phase::Serving {
             out.push(Effect::Publish(Publication::RouterGreet));
             out.push(Effect::Publish(Publication::ComponentAnnounce(self.component())));
@@ -118,12 +112,12 @@ impl Cell {
         }
         self.advertise(out);
         self.advertise_stager(out);
-        self.heartbeat(out);
+        self.heartbeat(now, out);
     }
 
-    /// The heartbeat comes first: no health manager shall see a route before it sees its instance run.
-    fn reintroduce(&mut self, out: &mut Vec<Effect>) {
-        self.heartbeat(out);
+    /// The heartbeat comes first: health managers count the time since the last one.
+    fn reintroduce(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.heartbeat(now, out);
         self.register_all(out);
         self.advertise(out);
         self.advertise_stager(out);
@@ -135,19 +129,29 @@ impl Cell {
     /// Everything periodic whose time has come.
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Effect>) {
         let presence = &mut self.presence;
-        let heartbeat = goes_off(&mut presence.heartbeat_at, now.mono, presence.intervals.heartbeat);
-        let advertise = goes_off(&mut presence.advertise_at, now.mono, presence.intervals.advertise);
-        let register = goes_off(&mut presence.register_at, now.mono, presence.router_register);
+        let heartbeat = presence.heartbeats.is_due(now.mono, presence.intervals.heartbeat);
+        let advertise = presence.advertise_at.is_some_and(|at| at <= now.mono);
         if heartbeat {
-            self.heartbeat(out);
+            self.heartbeat(now, out);
         }
         if advertise {
+            self.presence.advertise_at = Some(now.mono + self.presence.intervals.advertise);
             self.advertise(out);
             self.advertise_stager(out);
         }
-        if register {
-            self.register_all(out);
+        self.sweep(now, out);
+    }
+
+    /// Registers the part of the routes whose turn it is.
+    fn sweep(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let Presence { sweeps, router_register, .. } = &mut self.presence;
+        let Some(Part { after, instances }) = sweeps.due(now.mono, *router_register, self.registry.len()) else { return };
+        let (mut seen, mut last) = (0, None);
+        for instance in self.registry.after(after).take(instances) {
+            (seen, last) = (seen + 1, Some(instance.key));
+            out.extend(registration(instance, &self.config));
         }
+        sweeps.done(now.mono, *router_register, last.filter(|_| seen == instances));
     }
 
     /// A router is there: it gets every route now, and from now on as often as it wants.
@@ -158,15 +162,13 @@ impl Cell {
             self.presence.router_register = wanted.min(self.presence.intervals.router_register);
         }
         if self.presence.is_up() {
-            self.presence.register_at = Some(now.mono + self.presence.router_register);
+            self.presence.sweeps.arm(now.mono + self.presence.router_register);
         }
     }
 
     pub(super) fn register_all(&self, out: &mut Vec<Effect>) {
         if self.presence.is_up() {
-            let routed = self.registry.iter().filter(|instance| is_routed(instance.state()));
-            let registrations = routed.filter_map(|instance| instance.registration(instance.uris.clone(), &self.config));
-            out.extend(registrations.map(|registration| Effect::Publish(Publication::RouterRegister(registration))));
+            out.extend(self.registry.iter().filter_map(|instance| registration(instance, &self.config)));
         }
     }
 
@@ -184,8 +186,16 @@ impl Cell {
         out.extend(registration.map(|registration| Effect::Publish(Publication::RouterUnregister(registration))));
     }
 
-    pub(super) fn heartbeat(&self, out: &mut Vec<Effect>) {
+    /// Tells health managers of a change: now, or with others a moment later.
+    pub(super) fn heartbeat_soon(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.presence.is_up() && self.presence.heartbeats.change(now.mono) {
+            self.heartbeat(now, out);
+        }
+    }
+
+    fn heartbeat(&mut self, now: Now, out: &mut Vec<Effect>) {
         if self.presence.is_up() {
+            self.presence.heartbeats.told(now.mono);
             let told = self.registry.iter().filter(|instance| is_heartbeated(instance.state()));
             let droplets = told.map(Instance::heartbeat_entry).collect();
             out.push(Effect::Publish(Publication::Heartbeat(Heartbeat { droplets, dea: self.config.id.clone() })));
@@ -240,4 +250,10 @@ impl Cell {
             uptime: None,
         }
     }
+}
+
+/// `router.register` for all routes of an instance, if it has any at the moment.
+fn registration(instance: &Instance, config: &CellConfig) -> Option<Effect> {
+    let routed = is_routed(instance.state()).then(|| instance.registration(instance.uris.clone(), config))?;
+    routed.map(|registration| Effect::Publish(Publication::RouterRegister(registration)))
 }

@@ -64,8 +64,9 @@ impl Scene {
         key
     }
 
+    /// In whole seconds, rounded up: the scenes' clock has no others.
     fn next_wake(&self) -> Option<u64> {
-        self.cell.next_wake().map(|mono| mono.0.as_secs())
+        self.cell.next_wake().map(|mono| mono.0.as_secs() + u64::from(mono.0.subsec_nanos() > 0))
     }
 
     /// Wakes the cell as often as it wants to be woken before then; its periodic messages are left out.

@@ -436,21 +436,21 @@ fn apps_without_routes_or_port_run_without_registration() {
     let mut scene = Scene::new(config());
     scene.take(started(StartMessage { uris: vec![], ..start_message("worker", 0) }));
     scene.take(droplet_ready());
-    scene.check(
+    scene.at(1).check(
         launched(1),
         expect![[r#"
         worker/0 (1) STARTING → RUNNING
-        dea.heartbeat worker/0 v1 RUNNING since 0
+        dea.heartbeat worker/0 v1 RUNNING since 1
     "#]],
     );
     scene.check(ready(1), expect![[""]]);
     scene.take(started(start_message("job", 0)));
     scene.take(droplet_ready());
-    scene.check(
+    scene.at(2).check(
         Input::Sandbox(InstanceKey(2), SandboxEvent::Launched { port: None }),
         expect![[r#"
         job/0 (2) STARTING → RUNNING
-        dea.heartbeat worker/0 v1 RUNNING since 0, job/0 v1 RUNNING since 0
+        dea.heartbeat worker/0 v1 RUNNING since 1, job/0 v1 RUNNING since 2
     "#]],
     );
     scene.check(

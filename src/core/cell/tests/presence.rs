@@ -146,3 +146,78 @@ fn locate_is_answered_by_advertisements() {
     "#]],
     );
 }
+
+/// Takes so many instances to RUNNING, each of an app of its own; gives everything that is said meanwhile.
+fn run_many(scene: &mut Scene, count: u64) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    for number in 0..count {
+        let mut start = start_message(&format!("app-{number}"), 0);
+        (start.limits.mem, start.limits.disk) = (dewar_protocol::Mib(0), dewar_protocol::Mib(0));
+        effects.extend(scene.take(started(start)));
+        effects.extend(scene.take(droplet_ready()));
+        let key = InstanceKey(scene.cell.last_key);
+        effects.extend(scene.take(Input::Sandbox(key, SandboxEvent::Launched { port: Some(1) })));
+        effects.extend(scene.take(Input::Sandbox(key, SandboxEvent::Ready)));
+    }
+    effects
+}
+
+/// How many instances each heartbeat tells of.
+fn heartbeats(effects: &[Effect]) -> Vec<usize> {
+    let told = effects.iter().filter_map(|effect| match effect {
+        Effect::Publish(Publication::Heartbeat(heartbeat)) => Some(heartbeat.droplets.len()),
+        _ => None,
+    });
+    told.collect()
+}
+
+#[test]
+fn the_first_change_is_told_at_once_and_those_that_follow_together() {
+    let mut scene = Scene::new(config());
+    scene.at(3);
+    let effects = run_many(&mut scene, 500);
+    assert_eq!(heartbeats(&effects), [1]);
+    let next = scene.cell.next_wake().unwrap();
+    assert_eq!(next.0, std::time::Duration::from_millis(3250));
+    let now = crate::Now { mono: next, ..at(3) };
+    assert_eq!(heartbeats(&scene.cell.handle(now, Input::Wake)), [500]);
+    assert_eq!(heartbeats(&scene.cell.handle(now, Input::Wake)), [] as [usize; 0]);
+    assert_eq!(scene.next_wake(), Some(5), "nothing more to tell before the advertisement");
+    assert_eq!(heartbeats(&scene.at(10).take(Input::Wake)), [500], "and the periodic ones keep their time");
+}
+
+#[test]
+fn health_managers_that_ask_in_a_flood_are_answered_together() {
+    let mut scene = Scene::new(config());
+    scene.at(1);
+    let effects: Vec<_> = (0..100).flat_map(|_| scene.take(request(Request::ReportHeartbeat))).collect();
+    assert_eq!(heartbeats(&effects), [0]);
+    assert_eq!(heartbeats(&scene.at(2).take(Input::Wake)), [0]);
+}
+
+#[test]
+fn many_routes_are_spread_over_the_interval_and_each_is_registered_once() {
+    let mut scene = Scene::new(config());
+    run_many(&mut scene, 5000);
+    for sweep in [20_000, 40_000] {
+        let (mut longest, mut seen) = (0, std::collections::BTreeMap::new());
+        while let Some(next) = scene.cell.next_wake().filter(|next| next.0.as_millis() < sweep + 19_000) {
+            let now = crate::Now { mono: next, ..at(0) };
+            let effects = scene.cell.handle(now, Input::Wake);
+            let apps: Vec<_> = effects
+                .into_iter()
+                .filter_map(|effect| match effect {
+                    Effect::Publish(Publication::RouterRegister(registration)) => registration.app,
+                    _ => None,
+                })
+                .collect();
+            assert!(apps.is_empty() || (sweep..sweep + 17_000).contains(&next.0.as_millis()), "at {next:?}");
+            longest = longest.max(apps.len());
+            for app in apps {
+                *seen.entry(app).or_insert(0) += 1;
+            }
+        }
+        assert!(longest <= 64, "{longest} at once");
+        assert_eq!((seen.len(), seen.values().max()), (5000, Some(&1)), "from {sweep} on");
+    }
+}

@@ -105,6 +105,7 @@ fn nothing_is_advertised_after_the_farewell() {
     expect![[r#"
         dea.heartbeat
         dea.heartbeat
+        dea.heartbeat
     "#]]
     .assert_eq(&told);
     scene.take(Input::Bus(BusEvent::Down));

@@ -19,7 +19,7 @@ fn routes_come_and_go() {
     scene.run(StartMessage { uris: vec!["a".to_owned(), "b".to_owned()], ..start_message("shop", 0) });
     scene.run(StartMessage { uris: vec!["c".to_owned(), "b".to_owned(), "d".to_owned()], ..start_message("shop", 1) });
     scene.run(start_message("blog", 0));
-    scene.check(
+    scene.at(1).check(
         update(r#"{"droplet":"shop","uris":["d","b","c"]}"#),
         expect![[r#"
         router.register d c → 10.0.16.23:61001 of shop by dea-2
@@ -37,7 +37,7 @@ fn routes_come_and_go() {
         router.register blog.example.net → 10.0.16.23:61003 of blog by dea-2
     "#]],
     );
-    scene.check(
+    scene.at(2).check(
         update(r#"{"droplet":"shop","uris":[]}"#),
         expect![[r#"
         router.unregister d b c → 10.0.16.23:61001 of shop by dea-2
@@ -56,7 +56,7 @@ fn a_new_version_brings_a_new_id_and_nothing_else() {
     scene.check(update(r#"{"droplet":"shop","uris":null,"version":null}"#), expect![[""]]);
     scene.check(update(r#"{"droplet":"shop","version":"v1"}"#), expect![[""]]);
     assert_eq!(id_of(&scene, 1), before);
-    scene.check(
+    scene.at(1).check(
         update(r#"{"droplet":"shop","version":"v2"}"#),
         expect![[r#"
         dea.heartbeat shop/0 v2 RUNNING since 0
@@ -83,7 +83,7 @@ fn private_id(scene: &mut Scene) -> Option<String> {
 fn a_starting_instance_takes_the_new_routes_and_registers_them_when_it_runs() {
     let mut scene = Scene::new(config());
     scene.take(started(start_message("shop", 0)));
-    scene.check(
+    scene.at(1).check(
         update(r#"{"droplet":"shop","uris":["new"],"version":"v2"}"#),
         expect![[r#"
         dea.heartbeat shop/0 v2 STARTING since 0
@@ -91,11 +91,11 @@ fn a_starting_instance_takes_the_new_routes_and_registers_them_when_it_runs() {
     );
     scene.take(droplet_ready());
     scene.take(launched(1));
-    scene.check(
+    scene.at(2).check(
         ready(1),
         expect![[r#"
         shop/0 (1) STARTING → RUNNING
-        dea.heartbeat shop/0 v2 RUNNING since 0
+        dea.heartbeat shop/0 v2 RUNNING since 2
         router.register new → 10.0.16.23:61001 of shop by dea-2
     "#]],
     );
