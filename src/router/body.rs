@@ -86,7 +86,14 @@ pub(crate) struct ResponseBody {
 enum Source {
     Empty,
     Text(Bytes),
-    Instance { incoming: Incoming, stall: Stall, limit: Duration, finished: bool },
+    Instance {
+        incoming: Incoming,
+        stall: Stall,
+        limit: Duration,
+        finished: bool,
+    },
+    /// It has broken off; told once what came before is on its way.
+    Broken(Option<BodyError>),
 }
 
 impl ResponseBody {
@@ -114,10 +121,24 @@ impl Body for ResponseBody {
             Source::Text(text) if text.is_empty() => return Poll::Ready(None),
             Source::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
             Source::Instance { incoming, stall, limit, finished } => {
-                let frame = poll_piece(incoming, stall, *limit, cx);
+                // What has arrived with the head is there at once. For anything else the connection must be carried on.
+                let mut frame = poll_piece(incoming, stall, *limit, cx);
+                if let (Poll::Pending, Some(exchange)) = (&frame, &mut this.exchange) {
+                    exchange.poll_drive(cx);
+                    frame = poll_piece(incoming, stall, *limit, cx);
+                }
                 *finished = matches!(&frame, Poll::Ready(None)) || matches!(&frame, Poll::Ready(Some(Ok(frame))) if frame.is_trailers());
-                frame
+                match frame {
+                    Poll::Ready(Some(Err(error))) => {
+                        // hyper throws away what it has not written when a body fails; asked to come again, it writes that first.
+                        this.source = Source::Broken(Some(error));
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    frame => frame,
+                }
             }
+            Source::Broken(error) => return Poll::Ready(error.take().map(Err)),
         };
         if let (Poll::Ready(Some(Ok(frame))), Some(exchange)) = (&frame, &mut this.exchange) {
             exchange.sent(frame.data_ref().map_or(0, Bytes::len));
@@ -130,6 +151,7 @@ impl Body for ResponseBody {
             Source::Empty => true,
             Source::Text(text) => text.is_empty(),
             Source::Instance { incoming, .. } => incoming.is_end_stream(),
+            Source::Broken(_) => false,
         }
     }
 
@@ -138,6 +160,7 @@ impl Body for ResponseBody {
             Source::Empty => SizeHint::with_exact(0),
             Source::Text(text) => SizeHint::with_exact(text.len() as u64),
             Source::Instance { incoming, .. } => incoming.size_hint(),
+            Source::Broken(_) => SizeHint::default(),
         }
     }
 }
@@ -148,6 +171,7 @@ impl Drop for ResponseBody {
             Source::Empty | Source::Text(_) => true,
             // hyper does not ask again once the announced length has come.
             Source::Instance { incoming, finished, .. } => *finished || incoming.is_end_stream(),
+            Source::Broken(_) => false,
         };
         if let Some(exchange) = &mut self.exchange
             && complete

@@ -1,6 +1,7 @@
 //! One request and its answer, from the first byte to the last: what must be given back and written down when it is over.
 
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Instant;
 
 use dewar_core::routes::Lease;
@@ -25,6 +26,7 @@ pub(crate) struct Exchange {
     bytes_sent: u64,
     lease: Option<Lease<Upstream>>,
     connection: Option<Connection>,
+    reusable: bool,
     complete: bool,
 }
 
@@ -41,6 +43,7 @@ impl Exchange {
             bytes_sent: 0,
             lease: None,
             connection: None,
+            reusable: false,
             complete: false,
         }
     }
@@ -52,11 +55,23 @@ impl Exchange {
         }
     }
 
-    /// An instance has answered. `connection` is given when it may serve another request after this one.
+    /// An instance has answered. `connection` is what the body comes by, unless it is carried on elsewhere.
     pub(crate) fn answered(&mut self, status: StatusCode, lease: Lease<Upstream>, connection: Option<Connection>) {
         self.status = Some(status);
         self.lease = Some(lease);
         self.connection = connection;
+    }
+
+    /// The connection may serve another request after this one.
+    pub(crate) fn connection_is_reusable(&mut self) {
+        self.reusable = true;
+    }
+
+    /// Carries on the connection that the answer comes by.
+    pub(crate) fn poll_drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(connection) = &mut self.connection {
+            connection.poll_drive(cx);
+        }
     }
 
     /// The router answers by itself.
@@ -78,8 +93,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let Client { proxy, activity, .. } = &*self.client;
         let lease = self.lease.take();
-        // A connection on which the request's body is still being sent cannot be told from one that hangs.
-        let reusable = self.complete && !activity.is_body_unfinished();
+        let reusable = self.complete && self.reusable;
         if let (Some(lease), Some(connection), true) = (&lease, self.connection.take(), reusable) {
             lease.attachment.give_back(connection, proxy.config.endpoints.max_idle);
         }

@@ -137,6 +137,11 @@ pub(crate) fn is_bodiless(method: &Method, status: StatusCode) -> bool {
     method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
+/// Whether a response's head, as the instance sent it, speaks of a body that is not empty.
+pub(crate) fn announces_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+}
+
 /// Makes an instance's headers those that a client sees.
 ///
 /// The length is left to hyper, which knows what it has decoded; a HEAD response alone keeps the length that it announces.

@@ -179,10 +179,11 @@ impl Client {
     fn pass_back(&self, answer: Answer, mut exchange: Exchange, request_id: HeaderValue) -> Response<ResponseBody> {
         let Answer { response, lease, connection, question } = answer;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return self.switch_protocols(response, lease, question, exchange, request_id);
+            return self.switch_protocols(Answer { response, lease, connection, question }, exchange, request_id);
         }
         let config = &self.proxy.config;
         let (mut head, incoming) = response.into_parts();
+        let announces_body = headers::announces_body(&head.headers);
         if let Err(refusal) = headers::forward_response(&mut head.headers, &question.method, request_id.clone()) {
             return self.refuse(refusal, exchange, request_id);
         }
@@ -190,9 +191,12 @@ impl Client {
         head.version = Version::HTTP_11;
         // An instance that sends a body where there can be none sends it after hyper has taken the response for complete: on a connection
         // that is used again it would be the answer to the next request. hyper notices what has arrived by then, but not what comes
-        // later, so such a connection is not used again.
+        // later. So such a connection is used again only when the head announces no body either.
         let bodiless = headers::is_bodiless(&question.method, head.status);
-        exchange.answered(head.status, lease, (!bodiless).then_some(connection));
+        if !(bodiless && announces_body) {
+            exchange.connection_is_reusable();
+        }
+        exchange.answered(head.status, lease, self.unless_sending(connection));
         let body = if bodiless || incoming.is_end_stream() {
             ResponseBody::empty(Some(exchange))
         } else {
@@ -201,14 +205,17 @@ impl Client {
         Response::from_parts(head, body)
     }
 
-    fn switch_protocols(
-        &self,
-        mut response: Response<Incoming>,
-        lease: Lease<Upstream>,
-        question: Question,
-        mut exchange: Exchange,
-        request_id: HeaderValue,
-    ) -> Response<ResponseBody> {
+    /// While the request's body is still being sent, both directions must go on even when the other stands still.
+    fn unless_sending(&self, connection: Connection) -> Option<Connection> {
+        if !self.activity.is_body_unfinished() {
+            return Some(connection);
+        }
+        connection.detach();
+        None
+    }
+
+    fn switch_protocols(&self, answer: Answer, mut exchange: Exchange, request_id: HeaderValue) -> Response<ResponseBody> {
+        let Answer { mut response, lease, connection, question } = answer;
         let switched_to = response.headers().get(UPGRADE);
         let agreed = question
             .upgrade
@@ -226,6 +233,8 @@ impl Client {
         head.headers.insert(UPGRADE, upgrade.protocol);
         head.version = Version::HTTP_11;
         exchange.answered(head.status, lease, None);
+        // It hands its socket over to the tunnel.
+        connection.detach();
         self.proxy.metrics.tunnel();
         let limit = self.proxy.config.clients.tunnel_idle_timeout;
         self.proxy.tasks.spawn(tunnel::run(upgrade.client, instance, exchange, limit, self.proxy.kill.clone()));

@@ -1,7 +1,14 @@
 //! Connections to an instance: kept for the next request, made when there is none.
+//!
+//! A connection has no task of its own. Whoever waits for its answer carries it on ([`Connection::poll_drive`]), so a request passes
+//! through the router in the one task of its client, and no thread wakes another on the way.
 
+use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::{Pin, pin};
 use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use dewar_core::routes::EndpointInfo;
@@ -10,6 +17,7 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -23,8 +31,48 @@ const BUFFER_BYTES: usize = 64 << 10;
 /// The largest response head.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
-/// A connection that can carry a request.
-pub(crate) type Connection = SendRequest<RequestBody>;
+/// A connection that can carry a request, and what carries it on.
+pub(crate) struct Connection {
+    sender: SendRequest<RequestBody>,
+    /// `None`: it has ended.
+    driver: Option<Driver>,
+}
+
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Connection {
+    /// Sends and receives what can be without waiting; to be asked whenever something is awaited of the connection.
+    pub(crate) fn poll_drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(driver) = &mut self.driver
+            && driver.as_mut().poll(cx).is_ready()
+        {
+            self.driver = None;
+        }
+    }
+
+    /// Lets it go on by itself, where nobody waits for an answer any more: the rest of a request's body, or a tunnel.
+    pub(crate) fn detach(self) {
+        // Without a runtime the process is ending, and so does the connection.
+        if let (Some(driver), Ok(runtime)) = (self.driver, Handle::try_current()) {
+            runtime.spawn(driver);
+        }
+    }
+
+    /// Whether it can take a request now: the last exchange is over, and the instance has neither closed nor said more since.
+    async fn is_usable(&mut self) -> bool {
+        poll_fn(|cx| {
+            self.poll_drive(cx);
+            Poll::Ready(self.driver.is_some() && self.sender.is_ready())
+        })
+        .await
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("open", &self.driver.is_some()).finish_non_exhaustive()
+    }
+}
 
 /// What the router keeps with an endpoint.
 #[derive(Debug, Default)]
@@ -70,7 +118,7 @@ impl Upstream {
 
     /// A connection that has served its request and may serve another. More than `max_idle` are not kept.
     pub(crate) fn give_back(&self, connection: Connection, max_idle: usize) {
-        if connection.is_closed() {
+        if connection.driver.is_none() {
             return;
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,10 +127,11 @@ impl Upstream {
         }
     }
 
-    /// Closes connections that have been idle for longer than `limit`.
+    /// Closes connections that have been idle for longer than `limit`. One that the instance has closed is noticed here or when it
+    /// would be used, whichever comes first.
     pub(crate) fn close_idle(&self, limit: Duration) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|idle| idle.since.elapsed() <= limit && !idle.connection.is_closed());
+        idle.retain(|idle| idle.since.elapsed() <= limit);
     }
 
     fn take_idle(&self, limit: Duration) -> Option<Connection> {
@@ -91,7 +140,7 @@ impl Upstream {
             if since.elapsed() > limit {
                 // Those below are older still.
                 idle.clear();
-            } else if !connection.is_closed() {
+            } else {
                 return Some(connection);
             }
         }
@@ -110,8 +159,7 @@ impl Upstream {
         activity: &Activity,
     ) -> Result<(Response<Incoming>, Connection), SendError> {
         while let Some(mut connection) = self.take_idle(config.idle_timeout) {
-            // Its last exchange is over, so it is ready at once or about to close.
-            if !matches!(timeout(config.dial_timeout, connection.ready()).await, Ok(Ok(()))) {
+            if !connection.is_usable().await {
                 continue;
             }
             match send_on(&mut connection, request, config, activity).await {
@@ -143,13 +191,12 @@ async fn dial(info: &EndpointInfo, config: &EndpointConfig) -> io::Result<Connec
         .await
         .map_err(io::Error::other)?;
     let address = info.address;
-    // It ends when the instance closes or when its sender, in a pool or in use, is dropped.
-    tokio::spawn(async move {
+    let driver = Box::pin(async move {
         if let Err(error) = connection.with_upgrades().await {
             debug!(%address, %error, "connection to instance failed");
         }
     });
-    Ok(sender)
+    Ok(Connection { sender, driver: Some(driver) })
 }
 
 async fn send_on(
@@ -159,7 +206,11 @@ async fn send_on(
     activity: &Activity,
 ) -> Result<Response<Incoming>, SendError> {
     let copy = is_repeatable(&request).then(|| copy_of(&request));
-    let mut answer = std::pin::pin!(connection.try_send_request(request));
+    let mut sending = pin!(connection.sender.try_send_request(request));
+    let mut answer = pin!(poll_fn(|cx| {
+        connection.poll_drive(cx);
+        sending.as_mut().poll(cx)
+    }));
     let mut wait = config.response_timeout;
     let outcome = loop {
         match timeout(wait, answer.as_mut()).await {

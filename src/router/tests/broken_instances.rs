@@ -166,7 +166,6 @@ async fn surplus_body(head: &'static str, surplus: &'static str) -> (std::net::S
 #[tokio::test]
 async fn a_body_that_must_not_be_neither_reaches_the_client_nor_spoils_the_next_answer() {
     for (method, head) in [
-        ("GET", "HTTP/1.1 204 No Content\r\n\r\n"),
         ("GET", "HTTP/1.1 204 No Content\r\nContent-Length: 47\r\n\r\n"),
         ("GET", "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n"),
         ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 47\r\n\r\n"),
@@ -190,6 +189,44 @@ async fn a_body_that_must_not_be_neither_reaches_the_client_nor_spoils_the_next_
             assert_eq!(client.exactly(4).await, b"real", "{method} {head:?} {surplus:?}");
             assert_eq!(connections.load(Ordering::SeqCst), 2);
         }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_after_an_answer_that_announces_no_body() {
+    for (method, head) in [
+        ("GET", "HTTP/1.1 204 No Content\r\n\r\n"),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n"),
+        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    ] {
+        let stage = Stage::set().await;
+        let connections = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&connections);
+        let address = bare_instance(move |mut wire: Wire, _| {
+            count.fetch_add(1, Ordering::SeqCst);
+            async move {
+                while !wire.head().await.is_empty() {
+                    wire.send(head).await;
+                }
+            }
+        })
+        .await;
+        stage.register(&["a.example"], address).await;
+        let mut client = stage.connect().await;
+        for _ in 0..3 {
+            client.send(format!("{method} / HTTP/1.1\r\nHost: a.example\r\n\r\n")).await;
+            assert_eq!(client.head().await.split(' ').nth(1), head.split(' ').nth(1));
+        }
+        assert_eq!(connections.load(Ordering::SeqCst), 1, "{method} {head:?}");
+
+        // What comes with such a head all the same spoils the connection.
+        let (address, connections) = surplus_body(head, POISON).await;
+        stage.register(&["b.example"], address).await;
+        client.send(format!("{method} / HTTP/1.1\r\nHost: b.example\r\n\r\n")).await;
+        client.head().await;
+        assert_eq!(text(stage.get("b.example", "/").await), "real", "{method} {head:?}");
+        assert_eq!(connections.load(Ordering::SeqCst), 2);
     }
 }
 
