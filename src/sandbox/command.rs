@@ -15,7 +15,7 @@ use crate::trap;
 /// Runs the start-up code; gives what runs the command.
 pub(crate) async fn prepare(parts: Parts, pre: &CommandPre<Guest>) -> Result<Pin<Box<dyn Future<Output = Exit> + Send>>, Exit> {
     let Parts { shared, blueprint, cpu, orders, limits, listener } = parts;
-    let mut store = blueprint.store(&shared.engine).map_err(|error| Exit::failed(format!("{error:#}")))?;
+    let mut store = blueprint.store(pre.engine()).map_err(|error| Exit::failed(format!("{error:#}")))?;
     store.data_mut().memory().begin_call().map_err(|refused| Exit::failed(refused.to_string()))?;
     store.data().alarm().set(Instant::now() + limits.startup_timeout);
     let started = tokio::time::timeout(limits.startup_timeout + TRAP_GRACE, cpu.meter(Box::pin(pre.instantiate_async(&mut store)))).await;

@@ -1,7 +1,7 @@
 //! Component to native code, in a process of its own.
 //!
 //! What a compiler takes is in the hands of who wrote its input. So the agent never compiles: it starts itself again as
-//! `compile-component MEMORY CPU_SECONDS COMPONENT_BYTES`, writes the component to the child's standard input and reads the
+//! `compile-component MEMORY CPU_SECONDS COMPONENT_BYTES CONCURRENT`, writes the component to the child's standard input and reads the
 //! artifact from its standard output. The child limits its own address space and CPU time, may write no file, and dies with its
 //! parent; the parent limits the time on the clock and what it reads.
 
@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::ProgramError;
-use crate::engine;
+use crate::engine::{self, Calls};
 use crate::limits::Mebibytes;
 
 /// The hidden sub-command.
@@ -51,13 +51,14 @@ impl Default for CompileLimits {
 }
 
 /// Compiles a component in a child process.
-pub(crate) async fn compile(compiler: &Path, limits: &CompileLimits, wasm: &[u8]) -> Result<Vec<u8>, ProgramError> {
+pub(crate) async fn compile(compiler: &Path, limits: &CompileLimits, calls: Calls, wasm: &[u8]) -> Result<Vec<u8>, ProgramError> {
     let failed = |error: std::io::Error| ProgramError::Compiler(format!("{}: {error}", compiler.display()));
     let mut child = Command::new(compiler)
         .arg(SUB_COMMAND)
         .arg(limits.memory.0.to_string())
         .arg(limits.cpu.as_secs().max(1).to_string())
         .arg(limits.component.0.to_string())
+        .arg(u64::from(calls == Calls::Concurrent).to_string())
         .env_clear()
         .env("RAYON_NUM_THREADS", THREADS)
         .current_dir("/")
@@ -123,7 +124,7 @@ fn verdict(status: ExitStatus, limits: &CompileLimits, message: &str) -> Result<
 pub fn compile_child() -> ExitCode {
     let orders: Option<Vec<u64>> =
         std::env::args().skip_while(|argument| argument != SUB_COMMAND).skip(1).map(|number| number.parse().ok()).collect();
-    let Some([memory, cpu, component]) = orders.as_deref() else {
+    let Some([memory, cpu, component, concurrent]) = orders.as_deref() else {
         return fail(2, "this sub-command is for dewar itself");
     };
     if let Err(error) = limit_self(*memory, *cpu) {
@@ -135,7 +136,8 @@ pub fn compile_child() -> ExitCode {
         Ok(length) if length as u64 > *component => return fail(INVALID, "the component is too large"),
         Ok(_) => {}
     }
-    match engine::compiling().and_then(|engine| engine.precompile_component(&wasm)) {
+    let calls = if *concurrent == 0 { Calls::Blocking } else { Calls::Concurrent };
+    match engine::compiling(calls).and_then(|engine| engine.precompile_component(&wasm)) {
         Err(error) => fail(INVALID, &format!("{error:#}")),
         Ok(artifact) => match std::io::stdout().lock().write_all(&artifact) {
             Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,7 @@
-//! The engine: one per process, its configuration, its clock and the threads that guests run on.
+//! The engines: their configuration, their clock and the threads that guests run on.
+//!
+//! There are two. In the one for [`Calls::Concurrent`] wasmtime keeps a task for every call between guest and host, as WASI 0.3
+//! needs; a guest of WASI 0.2 has no use for that, and in the other one its calls cost a fraction.
 //!
 //! Guests have a tokio runtime of their own. A guest that burns CPU is put aside at every tick of the epoch; among themselves
 //! guests are served round robin, and the agent's own tasks never wait behind them because the operating system is fair.
@@ -9,6 +12,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use memchr::memmem;
 use sha2::{Digest, Sha256};
 use tokio::runtime::{Builder, Runtime};
 use tracing::warn;
@@ -48,14 +52,33 @@ impl fmt::Display for Allocation {
     }
 }
 
+/// How guests of an engine call and are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Calls {
+    /// Each returns before there is another: WASI 0.2.
+    Blocking,
+    /// Any number at a time in one store: WASI 0.3.
+    Concurrent,
+}
+
+impl Calls {
+    /// What a component can be expected to need. Names of interfaces stand in it as they are, with their versions; a component
+    /// that has such text elsewhere runs all the same, only slower.
+    pub(crate) fn needed_by(wasm: &[u8]) -> Self {
+        if memmem::find(wasm, b"@0.3.").is_some() { Self::Concurrent } else { Self::Blocking }
+    }
+}
+
 /// What decides the native code: the same in the agent and in the compiler's process.
-fn config() -> Config {
+fn config(calls: Calls) -> Config {
     let mut config = Config::new();
+    let concurrent = calls == Calls::Concurrent;
     config
         .epoch_interruption(true)
         .cranelift_opt_level(OptLevel::Speed)
         .wasm_component_model(true)
-        .wasm_component_model_async(true)
+        .wasm_component_model_async(concurrent)
+        .concurrency_support(concurrent)
         .wasm_memory64(false)
         // Multi-memory stays: the glue between the parts of a composed component needs it.
         .shared_memory(false)
@@ -66,20 +89,20 @@ fn config() -> Config {
 }
 
 /// An engine that only compiles.
-pub(crate) fn compiling() -> Result<Engine, Error> {
-    Engine::new(&config())
+pub(crate) fn compiling(calls: Calls) -> Result<Engine, Error> {
+    Engine::new(&config(calls))
 }
 
 /// An engine that runs guests.
-pub(crate) fn running() -> Result<(Engine, Allocation), Error> {
+pub(crate) fn running(calls: Calls) -> Result<(Engine, Allocation), Error> {
     let memories = pool_size();
-    let mut pooled = config();
+    let mut pooled = config(calls);
     pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(memories)));
     match Engine::new(&pooled) {
         Ok(engine) => Ok((engine, Allocation::Pooled { memories })),
         Err(error) => {
             warn!(error = format!("{error:#}"), memories, "the host does not let us reserve pools, allocating on demand");
-            Ok((Engine::new(&config())?, Allocation::OnDemand))
+            Ok((Engine::new(&config(calls))?, Allocation::OnDemand))
         }
     }
 }
@@ -134,7 +157,7 @@ impl Hasher for StableHasher {
     }
 }
 
-/// The engine's clock: a thread of the operating system, since a task of the runtime would starve just when it is needed.
+/// The engines' clock: a thread of the operating system, since a task of the runtime would starve just when it is needed.
 #[derive(Debug)]
 pub(crate) struct Ticker {
     stop: Option<Sender<()>>,
@@ -142,14 +165,15 @@ pub(crate) struct Ticker {
 }
 
 impl Ticker {
-    pub(crate) fn start(engine: EngineWeak) -> std::io::Result<Self> {
+    pub(crate) fn start(engines: Vec<EngineWeak>) -> std::io::Result<Self> {
         let (stop, stopped) = channel::<()>();
         let thread = std::thread::Builder::new().name("dewar-epoch".into()).spawn(move || {
             while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-                match engine.upgrade() {
-                    Some(engine) => engine.increment_epoch(),
-                    None => return,
+                let running: Vec<Engine> = engines.iter().filter_map(EngineWeak::upgrade).collect();
+                if running.is_empty() {
+                    return;
                 }
+                running.iter().for_each(Engine::increment_epoch);
             }
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })

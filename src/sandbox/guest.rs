@@ -14,6 +14,7 @@ use wasmtime_wasi::filesystem::WasiFilesystemCtxView;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::engine::Calls;
 use crate::filesystem::{CountedFiles, CountedFilesystem, HasCountedFiles};
 use crate::handles::Handles;
 use crate::held;
@@ -86,17 +87,19 @@ fn counted_filesystem(guest: &mut Guest) -> CountedFilesystem<'_> {
 }
 
 /// Everything that any guest is granted. WASI 0.3 comes without files and sockets: those of 0.2 are the ones under quota.
-pub(crate) fn linker(engine: &Engine) -> Result<Linker<Guest>> {
+pub(crate) fn linker(engine: &Engine, calls: Calls) -> Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     linker.allow_shadowing(true);
     wasmtime_wasi::p2::bindings::filesystem::types::add_to_linker::<Guest, HasCountedFiles>(&mut linker, counted_filesystem)?;
     linker.allow_shadowing(false);
-    wasmtime_wasi::p3::cli::add_to_linker(&mut linker)?;
-    wasmtime_wasi::p3::clocks::add_to_linker(&mut linker)?;
-    wasmtime_wasi::p3::random::add_to_linker(&mut linker)?;
-    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    if calls == Calls::Concurrent {
+        wasmtime_wasi::p3::cli::add_to_linker(&mut linker)?;
+        wasmtime_wasi::p3::clocks::add_to_linker(&mut linker)?;
+        wasmtime_wasi::p3::random::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    }
     Ok(linker)
 }
 

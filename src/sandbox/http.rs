@@ -158,7 +158,7 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
     listener.set_nonblocking(true).map_err(unusable)?;
     let listener = TcpListener::from_std(listener).map_err(unusable)?;
     let log = blueprint.log.clone();
-    let pool = Pool::new(shared.engine.clone(), pre, blueprint, cpu.clone(), limits.startup_timeout, limits.requests_per_store);
+    let pool = Pool::new(pre, blueprint, cpu.clone(), limits.startup_timeout, limits.requests_per_store);
     let first = pool.take().await.map_err(|cause| exit_of(&cause))?;
     pool.keep(first);
     let app = Arc::new(App {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use wasmtime::component::Accessor;
-use wasmtime::{Engine, Error, PoolConcurrencyLimitError, Store};
+use wasmtime::{Error, PoolConcurrencyLimitError, Store};
 use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
@@ -24,7 +24,6 @@ const IDLE: Duration = Duration::from_secs(30);
 
 /// Makes stores, keeps those that are idle.
 pub(crate) struct Pool {
-    engine: Engine,
     pre: Arc<ProxyPre<Guest>>,
     blueprint: Blueprint,
     cpu: Arc<CpuClock>,
@@ -46,7 +45,6 @@ pub(crate) enum NoStore {
 
 impl Pool {
     pub(crate) fn new(
-        engine: Engine,
         pre: Arc<ProxyPre<Guest>>,
         blueprint: Blueprint,
         cpu: Arc<CpuClock>,
@@ -54,7 +52,6 @@ impl Pool {
         requests_per_store: u32,
     ) -> Arc<Self> {
         let pool = Arc::new(Self {
-            engine,
             pre,
             blueprint,
             cpu,
@@ -122,7 +119,11 @@ impl Pool {
             let refused = error.downcast_ref::<Refused>().copied();
             NoStore::Failed(error, refused)
         };
-        let mut store = self.blueprint.store(&self.engine).map_err(refused)?;
+        let engine = match &*self.pre {
+            ProxyPre::P2(pre) => pre.engine(),
+            ProxyPre::P3(pre) => pre.engine(),
+        };
+        let mut store = self.blueprint.store(engine).map_err(refused)?;
         store.data_mut().memory().begin_call().map_err(|error| refused(error.into()))?;
         store.data().alarm().set(Instant::now() + self.startup_timeout);
         let starting = self.cpu.meter(Box::pin(self.pre.instantiate_async(&mut store)));

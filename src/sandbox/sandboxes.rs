@@ -14,7 +14,7 @@ use wasmtime::component::{Component, Linker};
 
 use crate::artifacts::Artifacts;
 use crate::compile::{CompileLimits, compile};
-use crate::engine::{self, Allocation, GuestThreads, Ticker, hex};
+use crate::engine::{self, Allocation, Calls, GuestThreads, Ticker, hex};
 use crate::guest::{self, Guest};
 use crate::program::Compiled;
 use crate::{Buildpack, Exit, InstanceSpec, Program, ProgramError, Sandbox, instance};
@@ -55,16 +55,14 @@ pub enum EngineError {
     },
 }
 
-/// Engine, linker and native code, shared by all sandboxes of the process. Cheap to clone; when the last clone and the last
+/// Engines, linkers and native code, shared by all sandboxes of the process. Cheap to clone; when the last clone and the last
 /// sandbox are gone, the threads end.
 #[derive(Clone)]
 pub struct Sandboxes(pub(crate) Arc<Shared>);
 
 pub(crate) struct Shared {
-    pub(crate) engine: Engine,
-    allocation: Allocation,
-    linker: Linker<Guest>,
-    abi: String,
+    blocking: Machine,
+    concurrent: Machine,
     artifacts: Artifacts,
     compiler: PathBuf,
     limits: CompileLimits,
@@ -75,33 +73,47 @@ pub(crate) struct Shared {
     pub(crate) threads: GuestThreads,
 }
 
+/// An engine, and what guests in it are granted.
+struct Machine {
+    engine: Engine,
+    allocation: Allocation,
+    linker: Linker<Guest>,
+    /// Names the engine's native code.
+    abi: String,
+}
+
+impl Machine {
+    fn new(calls: Calls) -> Result<Self, EngineError> {
+        let broken = |error: wasmtime::Error| EngineError::Engine(format!("{error:#}"));
+        let (engine, allocation) = engine::running(calls).map_err(broken)?;
+        let linker = guest::linker(&engine, calls).map_err(broken)?;
+        Ok(Self { abi: engine::artifact_abi(&engine), engine, allocation, linker })
+    }
+}
+
 /// The outcome for one component, kept for as long as somebody holds its native code or waits for it.
 pub(crate) type Loaded = OnceCell<Result<Compiled, ProgramError>>;
 
 impl fmt::Debug for Sandboxes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sandboxes").field("allocation", &self.0.allocation).finish_non_exhaustive()
+        f.debug_struct("Sandboxes").field("allocation", &self.allocation()).finish_non_exhaustive()
     }
 }
 
 impl Sandboxes {
-    /// Makes the engine and opens the cache of native code.
+    /// Makes the engines and opens the cache of native code.
     ///
     /// # Errors
     /// When the host cannot run wasm, or `state_dir` cannot be used.
     pub fn new(config: SandboxConfig) -> Result<Self, EngineError> {
-        let broken = |error: wasmtime::Error| EngineError::Engine(format!("{error:#}"));
         let artifacts = Artifacts::open(&config.state_dir, config.artifact_bytes)?;
-        let (engine, allocation) = engine::running().map_err(broken)?;
-        let linker = guest::linker(&engine).map_err(broken)?;
-        let ticker = Ticker::start(engine.weak()).map_err(EngineError::Threads)?;
+        let (blocking, concurrent) = (Machine::new(Calls::Blocking)?, Machine::new(Calls::Concurrent)?);
+        let ticker = Ticker::start(vec![blocking.engine.weak(), concurrent.engine.weak()]).map_err(EngineError::Threads)?;
         let threads = GuestThreads::start().map_err(EngineError::Threads)?;
-        info!(%allocation, "wasm engine ready");
+        info!(allocation = %blocking.allocation, "wasm engines ready");
         Ok(Self(Arc::new(Shared {
-            abi: engine::artifact_abi(&engine),
-            engine,
-            allocation,
-            linker,
+            blocking,
+            concurrent,
             artifacts,
             compiler: config.compiler,
             limits: config.compile_limits,
@@ -112,10 +124,10 @@ impl Sandboxes {
         })))
     }
 
-    /// How guests' memories are allocated on this host.
+    /// How memories of most guests, those of WASI 0.2, are allocated on this host.
     #[must_use]
     pub fn allocation(&self) -> Allocation {
-        self.0.allocation
+        self.0.blocking.allocation
     }
 
     /// Checks and compiles a component, or takes its native code from the cache. Callers that ask for the same component at the
@@ -161,9 +173,9 @@ impl Sandboxes {
         let digest = hex(&key);
         let cell = self.0.cell(key);
         let (shared, producing) = (self.0.clone(), cell.clone());
-        let name = format!("{digest}-{}", &self.0.abi[..16]);
+        let name = digest.clone();
         // In a task of its own: a caller that goes away takes nothing from those who wait with it.
-        let loading = self.0.threads.handle().spawn(async move { producing.get_or_init(|| shared.produce(name, wasm)).await.clone() });
+        let loading = self.0.threads.handle().spawn(async move { producing.get_or_init(|| shared.produce(&name, wasm)).await.clone() });
         let compiled = loading.await.map_err(|stopped| ProgramError::Compiler(stopped.to_string()))??;
         Ok((digest, compiled, cell))
     }
@@ -181,24 +193,41 @@ impl Shared {
         cell
     }
 
-    async fn produce(self: &Arc<Self>, name: String, wasm: Arc<[u8]>) -> Result<Compiled, ProgramError> {
+    fn machine(&self, calls: Calls) -> &Machine {
+        match calls {
+            Calls::Blocking => &self.blocking,
+            Calls::Concurrent => &self.concurrent,
+        }
+    }
+
+    async fn produce(self: &Arc<Self>, digest: &str, wasm: Arc<[u8]>) -> Result<Compiled, ProgramError> {
+        let calls = Calls::needed_by(&wasm);
+        match self.produce_for(calls, digest, &wasm).await {
+            // It may be made of what only the other engine knows, and no name in it says so.
+            Err(ProgramError::Invalid(_)) if calls == Calls::Blocking => self.produce_for(Calls::Concurrent, digest, &wasm).await,
+            produced => produced,
+        }
+    }
+
+    async fn produce_for(self: &Arc<Self>, calls: Calls, digest: &str, wasm: &[u8]) -> Result<Compiled, ProgramError> {
+        let name = format!("{digest}-{}", &self.machine(calls).abi[..16]);
         if let Some(artifact) = self
-            .blocking({
+            .aside({
                 let name = name.clone();
                 move |shared| shared.artifacts.load(&name)
             })
             .await?
         {
-            match self.instantiate(artifact).await {
+            match self.instantiate(calls, artifact).await {
                 // It was ours and the engine still refuses it: compiled again, it may fit.
                 Err(ProgramError::Invalid(error)) => warn!(name, error, "native code cannot be loaded"),
                 loaded => return loaded,
             }
         }
         let _turn = self.compilers.acquire().await.map_err(|closed| ProgramError::Compiler(closed.to_string()))?;
-        let artifact = compile(&self.compiler, &self.limits, &wasm).await?;
+        let artifact = compile(&self.compiler, &self.limits, calls, wasm).await?;
         let artifact = self
-            .blocking(move |shared| {
+            .aside(move |shared| {
                 // Without the cache it still runs, only the next start is slower.
                 if let Err(error) = shared.artifacts.store(&name, &artifact) {
                     warn!(name, %error, "cannot keep native code");
@@ -206,21 +235,23 @@ impl Shared {
                 artifact
             })
             .await?;
-        self.instantiate(artifact).await
+        self.instantiate(calls, artifact).await
     }
 
-    async fn instantiate(self: &Arc<Self>, artifact: Vec<u8>) -> Result<Compiled, ProgramError> {
-        self.blocking(move |shared| {
+    async fn instantiate(self: &Arc<Self>, calls: Calls, artifact: Vec<u8>) -> Result<Compiled, ProgramError> {
+        self.aside(move |shared| {
+            let machine = shared.machine(calls);
             // SAFETY: these bytes, in memory that nobody else can write, either came from our own compiler just now or carried a
             // MAC under a key that only this user can read, made over what our own compiler produced for the same ABI.
             #[expect(unsafe_code, reason = "loading native code is what this crate is for")]
-            let component = unsafe { Component::deserialize(&shared.engine, artifact) };
-            Compiled::new(&shared.linker, component.map_err(|error| ProgramError::Invalid(format!("{error:#}")))?)
+            let component = unsafe { Component::deserialize(&machine.engine, artifact) };
+            Compiled::new(&machine.linker, component.map_err(|error| ProgramError::Invalid(format!("{error:#}")))?)
         })
         .await?
     }
 
-    async fn blocking<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> Result<T, ProgramError> {
+    /// Does what would block a thread of the guests on another.
+    async fn aside<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> Result<T, ProgramError> {
         let shared = self.clone();
         tokio::task::spawn_blocking(move || work(&shared)).await.map_err(|stopped| ProgramError::Compiler(stopped.to_string()))
     }

@@ -211,7 +211,7 @@ async fn run_step<T>(linked: Arc<Linked>, run: BuildpackRun, mounts: Vec<Mount>,
         handles: Handles::new(OPEN_FILES, log),
     };
     let out_of_memory = |refused: Refused| BuildpackError::OutOfMemory(refused.to_string());
-    let mut store = blueprint.store(&linked.shared.engine).map_err(|error| match error.downcast::<Refused>() {
+    let mut store = blueprint.store(linked.pre.engine()).map_err(|error| match error.downcast::<Refused>() {
         Ok(refused) => out_of_memory(refused),
         Err(error) => setup(&error),
     })?;
