@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dewar_protocol::LogStream;
 use dewar_sandbox::{
-    CompileLimits, EgressPolicy, HttpLimits, InstanceSpec, Output, Quota, Sandbox, SandboxConfig, Sandboxes, compile_child,
+    CompileLimits, EgressPolicy, HttpLimits, InstanceSpec, NetworkConfig, Output, Quota, Sandbox, SandboxConfig, Sandboxes, compile_child,
 };
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::server::conn::http1;
@@ -97,6 +97,7 @@ async fn instance(wasm: &Path, dir: &Path) -> (SocketAddr, Sandbox) {
         compiler: std::env::current_exe().unwrap(),
         compile_limits: CompileLimits::default(),
         artifact_bytes: dewar_protocol::Bytes(1 << 30),
+        network: NetworkConfig::default(),
     };
     let sandboxes = Sandboxes::new(config).unwrap();
     let program = sandboxes.program(wasm).await.unwrap();
@@ -117,6 +118,7 @@ async fn instance(wasm: &Path, dir: &Path) -> (SocketAddr, Sandbox) {
         quota: Quota { memory: dewar_protocol::Bytes(256 << 20), disk: dewar_protocol::Bytes(1 << 20), inodes: 100, open_files: 64 },
         listener: Some(listener),
         address,
+        app: "bench".to_owned(),
         egress: EgressPolicy::default(),
         http: HttpLimits::default(),
         output: Arc::new(Discard),

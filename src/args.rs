@@ -94,6 +94,9 @@ pub(crate) struct DevArgs {
     /// Where the embedded broker listens. When it is taken and was not asked for, a free port is used.
     #[arg(long, value_name = "PORT")]
     pub(crate) nats_port: Option<u16>,
+    /// Whom the apps may talk to.
+    #[command(flatten)]
+    pub(crate) egress: EgressArgs,
     /// Do not watch the paths; serve what was there at the start.
     #[arg(long)]
     pub(crate) once: bool,
@@ -103,6 +106,17 @@ pub(crate) struct DevArgs {
     /// Where caches are.
     #[command(flatten)]
     pub(crate) home: HomeArgs,
+}
+
+/// Whom apps on a developer's own agent may talk to.
+#[derive(Debug, Args)]
+pub(crate) struct EgressArgs {
+    /// Let the apps talk to somebody: "tcp 127.0.0.1 5432", "tcp 0.0.0.0/0 443"; may be repeated. Nobody otherwise.
+    #[arg(long, value_name = "PROTOCOL NETWORK [PORTS]")]
+    pub(crate) allow_egress: Vec<String>,
+    /// PEM file of authorities that the apps trust for https besides those of this machine.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) egress_ca: Option<PathBuf>,
 }
 
 /// `agent`.

@@ -31,7 +31,7 @@ pub(crate) async fn run(args: DevArgs, stop: CancellationToken) -> Result<u8, Fa
     refuse_twins(&pushes)?;
     let screen = Arc::new(DevScreen::new(args.output.format()));
     let ports = Ports { router: args.port, broker: args.nats_port };
-    let platform = Platform::start(&ports, &home_dir(&args.home)?).await?;
+    let platform = Platform::start(&ports, &args.egress, &home_dir(&args.home)?).await?;
     screen.show(&DevEvent::Listening { nats: platform.nats_url(), http: platform.http_url(), note: platform.note() });
     let outcome = run_apps(pushes, &args, &platform, &screen, &stop).await;
     screen.show(&DevEvent::Stopping);

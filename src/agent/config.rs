@@ -2,9 +2,12 @@
 //!
 //! A `dea.yml` is accepted as it is. Keys that only Warden, Ruby or later additions needed are taken note of and do nothing; unknown
 //! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `instance.ports.*`, `instance.http.*`, `compile.*`,
-//! `compat.*`, `logging.format`, limits under `staging.*`.
+//! `compat.*`, `logging.format`, limits under `staging.*`, and `egress.*`:
+//! `egress.allow` (rules for all apps, added to their own), `egress.deny` (networks that no rule opens), `egress.deny_names` (host names
+//! that are not looked up) and `egress.ca_file` (authorities that guests trust for `https` besides the host's).
 
 mod check;
+mod egress;
 mod reader;
 
 #[cfg(test)]
@@ -19,7 +22,7 @@ use std::time::Duration;
 use dewar_bus::BusConfig;
 use dewar_core::{Capacity, ExitedReasons, Intervals};
 use dewar_protocol::{Bytes, Secret};
-use dewar_sandbox::{CompileLimits, HttpLimits};
+use dewar_sandbox::{CompileLimits, HttpLimits, OperatorEgress};
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
 
@@ -56,6 +59,8 @@ pub struct AgentConfig {
     pub crash_lifetime: Duration,
     /// What instances may use and where they are reached.
     pub instance: InstanceConfig,
+    /// Whom instances and buildpacks may talk to.
+    pub egress: EgressConfig,
     /// Whether and how this agent stages.
     pub staging: StagingSettings,
     /// Limits on compiling components.
@@ -113,6 +118,15 @@ pub struct InstanceConfig {
     pub http: HttpLimits,
 }
 
+/// Whom instances and buildpacks may talk to.
+#[derive(Debug, Clone, Default)]
+pub struct EgressConfig {
+    /// What is allowed to all and denied to all.
+    pub operator: OperatorEgress,
+    /// PEM file with certificates of authorities that are trusted for `https` besides those that the host trusts.
+    pub ca_file: Option<PathBuf>,
+}
+
 /// Whether and how an agent stages.
 #[derive(Debug, Clone)]
 pub struct StagingSettings {
@@ -168,6 +182,10 @@ pub struct DevAgent<'a> {
     pub local_ip: IpAddr,
     /// Whether code is compiled by another executable than the running one.
     pub compiler: Option<PathBuf>,
+    /// Whom the apps may talk to, one rule each: `tcp 127.0.0.1 5432`.
+    pub allow_egress: &'a [String],
+    /// Authorities that they trust for `https` besides the host's.
+    pub egress_ca: Option<&'a Path>,
 }
 
 impl AgentConfig {
@@ -185,13 +203,14 @@ impl AgentConfig {
     /// The configuration of a developer's own agent: it stages, takes its limits from the defaults and answers on `local_ip` only.
     ///
     /// # Errors
-    /// When `nats_url` is none that a configuration file could hold.
+    /// When `nats_url`, a rule or the authorities' file is none that a configuration file could hold.
     pub fn for_dev(dev: &DevAgent<'_>) -> Result<Self, Vec<ConfigError>> {
         let tree = json!({
             "base_dir": dev.base_dir.display().to_string(),
             "nats_servers": [dev.nats_url],
             "local_ip": dev.local_ip.to_string(),
             "staging": { "enabled": true },
+            "egress": { "allow": dev.allow_egress, "ca_file": dev.egress_ca.map(|path| path.display().to_string()) },
         });
         let (config, _) = check::check(tree)?;
         // The text above stands in for a path that may not be text.

@@ -31,7 +31,7 @@ use tracing::{Instrument as _, error, info_span, warn};
 
 use self::launch::{Launched, StartError};
 use crate::base_dir::Paths;
-use crate::config::InstanceConfig;
+use crate::config::{EgressConfig, InstanceConfig};
 use crate::driver::at;
 use crate::droplet_store::DropletStore;
 use crate::logs::Logs;
@@ -70,6 +70,8 @@ pub(crate) struct Means {
     pub(crate) paths: Paths,
     pub(crate) ip: IpAddr,
     pub(crate) settings: InstanceConfig,
+    /// Whom they may talk to.
+    pub(crate) egress: EgressConfig,
     pub(crate) concurrent_starts: usize,
     /// To the driver, which always takes what comes.
     pub(crate) reports: mpsc::Sender<Input>,

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::args::EgressArgs;
 use crate::failure::Failure;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -50,7 +51,7 @@ pub(crate) struct Platform {
 
 impl Platform {
     /// Takes the ports, then starts everything.
-    pub(crate) async fn start(ports: &Ports, home: &Path) -> Result<Self, Failure> {
+    pub(crate) async fn start(ports: &Ports, egress: &EgressArgs, home: &Path) -> Result<Self, Failure> {
         let router = bind_router(ports.router).await?;
         let (broker, note) = bind_broker(ports.broker).await?;
         let (nats, http) = (broker.local_addr(), router.http_addr());
@@ -58,7 +59,7 @@ impl Platform {
         let (stop_agent, stop_router, stop_broker) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let broker = tokio::spawn(broker.run(stop_broker.clone()));
         let router = tokio::spawn(router.run(bus(nats, "dewar dev router"), stop_router.clone()));
-        let agent = start_agent(&dir, nats, stop_agent.clone()).await;
+        let agent = start_agent(&dir, nats, egress, stop_agent.clone()).await;
         let agent = agent.inspect_err(|_| {
             stop_router.cancel();
             stop_broker.cancel();
@@ -159,9 +160,16 @@ fn base_dir(dir: &TempDir) -> std::path::PathBuf {
     dir.path().join("agent")
 }
 
-async fn start_agent(dir: &TempDir, nats: SocketAddr, stop: CancellationToken) -> Result<AgentHandle, Failure> {
+async fn start_agent(dir: &TempDir, nats: SocketAddr, egress: &EgressArgs, stop: CancellationToken) -> Result<AgentHandle, Failure> {
     let base_dir = base_dir(dir);
-    let wanted = DevAgent { base_dir: &base_dir, nats_url: &nats_url(nats), local_ip: LOOPBACK, compiler: None };
+    let wanted = DevAgent {
+        base_dir: &base_dir,
+        nats_url: &nats_url(nats),
+        local_ip: LOOPBACK,
+        compiler: None,
+        allow_egress: &egress.allow_egress,
+        egress_ca: egress.egress_ca.as_deref(),
+    };
     let config = AgentConfig::for_dev(&wanted).map_err(|mistakes| {
         let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
         Failure::new(exit_code::USAGE, format!("cannot configure the agent: {}", lines.join("; ")))

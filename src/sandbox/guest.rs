@@ -11,6 +11,7 @@ use dewar_protocol::{Bytes, LogStream};
 use wasmtime::component::{Linker, ResourceTable};
 use wasmtime::{Engine, Error, Result, Store, UpdateDeadline};
 use wasmtime_wasi::filesystem::WasiFilesystemCtxView;
+use wasmtime_wasi::sockets::WasiSocketsView;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
@@ -20,8 +21,8 @@ use crate::handles::Handles;
 use crate::held;
 use crate::ledger::Ledger;
 use crate::limits::{Mebibytes, MemoryBudget, Refused, STORE_BYTES, StoreMemory};
-use crate::network::Sockets;
-use crate::outbound::Outbound;
+use crate::network::{HasLookup, Lookup, Sockets};
+use crate::outbound::{self, Outbound};
 use crate::output::{Lines, Log};
 
 /// Bytes that the host may copy for a guest in one call.
@@ -86,6 +87,10 @@ fn counted_filesystem(guest: &mut Guest) -> CountedFilesystem<'_> {
     CountedFilesystem { inner: WasiFilesystemCtxView { ctx: guest.wasi.filesystem(), table: &mut guest.table }, files: &mut guest.files }
 }
 
+fn lookup(guest: &mut Guest) -> Lookup<'_> {
+    Lookup { network: guest.outbound.network(), inner: guest.sockets() }
+}
+
 /// Everything that any guest is granted. WASI 0.3 comes without files and sockets: those of 0.2 are the ones under quota.
 pub(crate) fn linker(engine: &Engine, calls: Calls) -> Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
@@ -93,6 +98,8 @@ pub(crate) fn linker(engine: &Engine, calls: Calls) -> Result<Linker<Guest>> {
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     linker.allow_shadowing(true);
     wasmtime_wasi::p2::bindings::filesystem::types::add_to_linker::<Guest, HasCountedFiles>(&mut linker, counted_filesystem)?;
+    wasmtime_wasi::p2::bindings::sockets::ip_name_lookup::add_to_linker::<Guest, HasLookup>(&mut linker, lookup)?;
+    outbound::handler::add_to_linker(&mut linker)?;
     linker.allow_shadowing(false);
     if calls == Calls::Concurrent {
         wasmtime_wasi::p3::cli::add_to_linker(&mut linker)?;

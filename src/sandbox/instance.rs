@@ -17,7 +17,7 @@ use crate::guest::{Blueprint, CpuClock, Mount};
 use crate::handles::Handles;
 use crate::ledger::{DiskLimit, Ledger};
 use crate::limits::MemoryBudget;
-use crate::network::Sockets;
+use crate::network::{InstanceNetwork, Sockets};
 use crate::outbound::Outbound;
 use crate::output::Log;
 use crate::sandboxes::Shared;
@@ -104,6 +104,8 @@ pub struct InstanceSpec {
     pub listener: Option<TcpListener>,
     /// The instance's address.
     pub address: SocketAddr,
+    /// Of which app it is: instances of one app share their outgoing connections.
+    pub app: String,
     /// Whom it may talk to.
     pub egress: EgressPolicy,
     /// Limits on what reaches it.
@@ -273,6 +275,7 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
     let handles = Handles::new(spec.quota.open_files, log.clone());
     let meters = Meters { cpu: Arc::default(), memory: MemoryBudget::new(spec.quota.memory), ledger, handles };
     let serve = (world == World::Command).then_some(spec.address);
+    let network = InstanceNetwork::new(shared.networks.of_app(&spec.app), spec.egress);
     let blueprint = Blueprint {
         arguments: spec.arguments,
         environment: spec.environment,
@@ -280,8 +283,8 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
             Mount { host: spec.app_dir, guest: "/app", perms: FsPerms::ReadWrite },
             Mount { host: spec.tmp_dir, guest: "/tmp", perms: FsPerms::ReadWrite },
         ],
-        sockets: Sockets { serve, egress: spec.egress.clone() },
-        outbound: Outbound::new(spec.egress),
+        sockets: Sockets { serve, network: network.clone() },
+        outbound: Outbound::new(network, log.clone()),
         log,
         memory: meters.memory.clone(),
         ledger: meters.ledger.clone(),

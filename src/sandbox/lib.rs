@@ -33,9 +33,10 @@ mod stream;
 mod trap;
 
 pub use compile::{CompileLimits, compile_child};
-pub use egress::{EgressPolicy, InvalidEgressRule};
+pub use egress::{DENIED_NAMES, DENIED_NETWORKS, EgressPolicy, InvalidEgressRule, OperatorEgress};
 pub use engine::Allocation;
 pub use instance::{Exit, HttpLimits, InstanceSpec, Quota, Sandbox, SandboxUsage};
+pub use network::{NetworkConfig, NetworkError, Resolve};
 pub use output::{Output, OutputSink};
 pub use program::{Program, ProgramError, World};
 pub use sandboxes::{EngineError, SandboxConfig, Sandboxes};

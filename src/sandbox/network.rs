@@ -1,97 +1,116 @@
-//! Sockets of a guest: it may serve on its own address and talk to whom the policy allows.
+//! The network as guests have it: what all instances of an app share of it, and how much of it one instance may use.
 
-use std::net::SocketAddr;
+mod allowance;
+mod lookup;
+mod names;
+mod sockets;
 
-use wasmtime_wasi::WasiCtxBuilder;
-use wasmtime_wasi::sockets::SocketAddrUse;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::{fmt, io};
+
+use rustls::ClientConfig;
 
 use crate::EgressPolicy;
-use crate::egress::Transport;
+use crate::outbound::pool::Pool;
+use crate::outbound::tls;
 
-/// Which sockets a guest may have.
-#[derive(Debug, Clone)]
-pub(crate) struct Sockets {
-    /// Where it may listen.
-    pub(crate) serve: Option<SocketAddr>,
+pub(crate) use allowance::Allowance;
+pub(crate) use lookup::{HasLookup, Lookup};
+pub(crate) use names::{LookupError, Names, Resolver, parse_host};
+pub(crate) use sockets::Sockets;
+
+/// Resolves a host name; blocks meanwhile.
+pub type Resolve = fn(&str) -> io::Result<Vec<IpAddr>>;
+
+/// How guests reach the network.
+#[derive(Clone)]
+pub struct NetworkConfig {
+    /// PEM file with certificates of authorities that are trusted for `https` besides those that the host trusts.
+    pub ca_file: Option<PathBuf>,
+    /// How names are resolved.
+    pub resolve: Resolve,
+}
+
+impl Default for NetworkConfig {
+    /// What the host trusts, and how the host resolves names.
+    fn default() -> Self {
+        Self { ca_file: None, resolve: names::by_the_host }
+    }
+}
+
+impl fmt::Debug for NetworkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetworkConfig").field("ca_file", &self.ca_file).finish_non_exhaustive()
+    }
+}
+
+/// Why guests cannot have a network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The operator's file of authorities.
+    #[error("read authorities for https from {path}: {problem}")]
+    CaFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
+    /// What the TLS library says.
+    #[error("set up TLS")]
+    Tls(#[from] rustls::Error),
+}
+
+/// The network of a process: what its apps have is kept for as long as some instance of each runs.
+pub(crate) struct Networks {
+    tls: Arc<ClientConfig>,
+    resolver: Resolver,
+    apps: Mutex<HashMap<String, Weak<AppNetwork>>>,
+}
+
+/// What the instances of one app share: names that were looked up, connections for their requests, TLS sessions.
+pub(crate) struct AppNetwork {
+    pub(crate) names: Names,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) tls: Arc<ClientConfig>,
+}
+
+impl Networks {
+    pub(crate) fn new(config: &NetworkConfig) -> Result<Self, NetworkError> {
+        let tls = tls::client_config(config.ca_file.as_deref())?;
+        Ok(Self { tls, resolver: Resolver::new(config.resolve), apps: Mutex::default() })
+    }
+
+    /// What the instances of this app share.
+    pub(crate) fn of_app(&self, app: &str) -> Arc<AppNetwork> {
+        let mut apps = self.apps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(network) = apps.get(app).and_then(Weak::upgrade) {
+            return network;
+        }
+        apps.retain(|_, network| network.strong_count() > 0);
+        let network = self.alone();
+        apps.insert(app.to_owned(), Arc::downgrade(&network));
+        network
+    }
+
+    /// For a guest that shares with nobody.
+    pub(crate) fn alone(&self) -> Arc<AppNetwork> {
+        let tls = tls::with_sessions_of_its_own(&self.tls);
+        Arc::new(AppNetwork { names: Names::new(self.resolver.clone()), pool: Arc::default(), tls })
+    }
+}
+
+/// The network of one instance: what all its stores draw on.
+pub(crate) struct InstanceNetwork {
+    pub(crate) app: Arc<AppNetwork>,
     pub(crate) egress: EgressPolicy,
+    pub(crate) allowance: Allowance,
 }
 
-impl Sockets {
-    /// Names are looked up on the host only for guests that may talk to somebody: a query is a message too.
-    pub(crate) fn grant(&self, wasi: &mut WasiCtxBuilder) {
-        let (tcp, udp) = (self.egress.allows_any(Transport::Tcp), self.egress.allows_any(Transport::Udp));
-        let sockets = self.clone();
-        wasi.allow_tcp(tcp || self.serve.is_some()).allow_udp(udp).allow_ip_name_lookup(tcp || udp).socket_addr_check(
-            move |address, purpose| {
-                let allowed = sockets.allows(address, purpose);
-                Box::pin(std::future::ready(allowed))
-            },
-        );
-    }
-
-    fn allows(&self, address: SocketAddr, purpose: SocketAddrUse) -> bool {
-        match purpose {
-            // Port 0 is what a connection comes from; to listen there is refused below, when the port is known.
-            SocketAddrUse::TcpBind => self.is_own(address) || is_implicit(address) && self.egress.allows_any(Transport::Tcp),
-            SocketAddrUse::TcpListen => self.is_own(address),
-            SocketAddrUse::TcpAccept => self.serve.is_some(),
-            SocketAddrUse::TcpConnect => self.egress.allows(Transport::Tcp, address),
-            SocketAddrUse::UdpBind => is_implicit(address) && self.egress.allows_any(Transport::Udp),
-            SocketAddrUse::UdpSend | SocketAddrUse::UdpReceive => self.egress.allows(Transport::Udp, address),
-        }
-    }
-
-    fn is_own(&self, address: SocketAddr) -> bool {
-        self.serve.is_some_and(|own| {
-            address.port() == own.port() && (address.ip().is_unspecified() || address.ip().to_canonical() == own.ip().to_canonical())
-        })
-    }
-}
-
-fn is_implicit(address: SocketAddr) -> bool {
-    address.port() == 0 && address.ip().is_unspecified()
-}
-
-#[cfg(test)]
-mod tests {
-    use dewar_protocol::EgressRule;
-
-    use super::*;
-
-    fn check(sockets: &Sockets, purpose: SocketAddrUse, address: &str) -> bool {
-        sockets.allows(address.parse().unwrap(), purpose)
-    }
-
-    #[test]
-    fn a_guest_serves_on_its_own_address_only() {
-        let sockets = Sockets { serve: Some("10.0.0.5:61001".parse().unwrap()), egress: EgressPolicy::default() };
-        for (address, own) in [
-            ("10.0.0.5:61001", true),
-            ("0.0.0.0:61001", true),
-            ("[::]:61001", true),
-            ("10.0.0.6:61001", false),
-            ("0.0.0.0:61002", false),
-            ("0.0.0.0:0", false),
-            ("0.0.0.0:80", false),
-        ] {
-            assert_eq!(check(&sockets, SocketAddrUse::TcpBind, address), own, "bind {address}");
-            assert_eq!(check(&sockets, SocketAddrUse::TcpListen, address), own, "listen {address}");
-            assert!(!check(&sockets, SocketAddrUse::UdpBind, address), "udp {address}");
-            assert!(!check(&sockets, SocketAddrUse::TcpConnect, address), "connect {address}");
-        }
-        assert!(check(&sockets, SocketAddrUse::TcpAccept, "8.8.8.8:1"));
-    }
-
-    #[test]
-    fn a_guest_that_may_connect_still_listens_nowhere_else() {
-        let rule =
-            EgressRule { protocol: "tcp".into(), destination: "8.8.8.8".into(), ports: None, icmp_type: None, code: None, log: None };
-        let sockets = Sockets { serve: None, egress: EgressPolicy::new(&[rule]).unwrap() };
-        assert!(check(&sockets, SocketAddrUse::TcpConnect, "8.8.8.8:53"));
-        assert!(check(&sockets, SocketAddrUse::TcpBind, "0.0.0.0:0"));
-        assert!(!check(&sockets, SocketAddrUse::TcpListen, "0.0.0.0:0"));
-        assert!(!check(&sockets, SocketAddrUse::TcpListen, "0.0.0.0:40000"));
-        assert!(!check(&sockets, SocketAddrUse::TcpAccept, "8.8.8.8:1"));
-        assert!(!check(&sockets, SocketAddrUse::UdpSend, "8.8.8.8:53"));
+impl InstanceNetwork {
+    pub(crate) fn new(app: Arc<AppNetwork>, egress: EgressPolicy) -> Arc<Self> {
+        Arc::new(Self { app, egress, allowance: Allowance::default() })
     }
 }

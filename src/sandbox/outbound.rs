@@ -1,41 +1,50 @@
-//! Outbound requests of a guest by `wasi:http`: our own client, so that the egress policy cannot be gone round.
+//! Outbound requests of a guest by `wasi:http` 0.2 and 0.3: our own client, so that the egress policy cannot be gone round.
 //!
 //! A name is resolved once, each of its addresses is checked, and the connection goes to an address that passed: a name that
-//! resolves differently the next moment changes nothing. There is no TLS client: a request for `https` is refused with a text
-//! that says so.
+//! resolves differently the next moment changes nothing. The same holds for a connection that was made for an earlier request.
+//! Redirects are the guest's to follow, which makes them requests like any other.
+
+mod body;
+mod dial;
+mod failure;
+pub(crate) mod handler;
+pub(crate) mod pool;
+mod target;
+pub(crate) mod tls;
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::uri::{PathAndQuery, Scheme};
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
-use wasmtime_wasi::runtime::{AbortOnDropJoinHandle, spawn};
+use dewar_protocol::LogStream;
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout};
+use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode as CodeP2;
+use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode as CodeP3;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use crate::EgressPolicy;
-use crate::egress::Transport;
+use body::{Exchange, ResponseBody};
+use dial::{DialError, dial};
+use pool::{Connection, Turn};
+use target::Origin;
 
-/// Requests of one instance under way at a time; one more is refused.
-const CONCURRENT: usize = 64;
-/// Bytes of a body, either way.
-const BODY_BYTES: usize = 256 << 20;
+use crate::egress::Transport;
+use crate::network::InstanceNetwork;
+use crate::output::Log;
+
 /// Addresses of a name that are tried.
 const ADDRESSES: usize = 4;
-/// What a guest that asks for no or for longer timeouts gets.
-const RESOLVE: Duration = Duration::from_secs(10);
+/// What a guest that asks for no or for longer timeouts gets: for a connection with its TLS, the wait for a turn before it
+/// likewise; for the head of the response; for the next part of its body.
 const CONNECT: Duration = Duration::from_secs(30);
 const FIRST_BYTE: Duration = Duration::from_secs(120);
 const BETWEEN_BYTES: Duration = Duration::from_secs(60);
+/// From the request to the last byte of its response.
+const TOTAL: Duration = Duration::from_secs(900);
 /// Most that a guest may write at once into a body.
 const CHUNK: usize = 64 << 10;
 /// Writes that are taken before the first is on its way: a guest with a small answer is done without having to wait.
@@ -46,28 +55,41 @@ pub(crate) const BUFFERED_BYTES: u64 = (BUFFERED_CHUNKS as u64 + 1) * CHUNK as u
 /// The client of one instance's stores.
 #[derive(Clone)]
 pub(crate) struct Outbound {
-    egress: EgressPolicy,
-    permits: Arc<Semaphore>,
+    network: Arc<InstanceNetwork>,
+    log: Arc<Log>,
 }
 
-type Answer = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
+type Answer = (Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
 impl Outbound {
-    pub(crate) fn new(egress: EgressPolicy) -> Self {
-        Self { egress, permits: Arc::new(Semaphore::new(CONCURRENT)) }
+    pub(crate) fn new(network: Arc<InstanceNetwork>, log: Arc<Log>) -> Self {
+        Self { network, log }
+    }
+
+    pub(crate) fn network(&self) -> Arc<InstanceNetwork> {
+        self.network.clone()
     }
 }
 
 impl WasiHttpHooks for Outbound {
     fn send_request(
         &mut self,
-        request: http::Request<WasiBody>,
+        request: Request<WasiBody>,
         options: Option<RequestOptions>,
         _processed: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Result<Answer, Error>> + Send> {
-        let permit = self.permits.clone().try_acquire_owned().map_err(|_| Error::ConnectionLimitReached);
-        let egress = self.egress.clone();
-        Box::new(async move { send(egress, permit?, request, options.unwrap_or_default()).await })
+        let permit = self.network.allowance.concurrent_requests.clone().try_acquire_owned();
+        let client = self.clone();
+        Box::new(async move {
+            let permit = permit.map_err(|_| Error::ConnectionLimitReached)?;
+            let response = client.send(permit, request, Timeouts::new(options.unwrap_or_default())).await?;
+            Ok((response.map(BodyExt::boxed_unsync), Box::new(std::future::ready(Ok(()))) as _))
+        })
+    }
+
+    fn set_host_header(&mut self) -> bool {
+        // The guest's spelling is not what is sent.
+        false
     }
 
     fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
@@ -81,111 +103,129 @@ impl WasiHttpHooks for Outbound {
     fn p3_outgoing_body_chunk_size(&mut self) -> usize {
         CHUNK
     }
-}
 
-async fn send(
-    egress: EgressPolicy,
-    permit: OwnedSemaphorePermit,
-    mut request: http::Request<WasiBody>,
-    options: RequestOptions,
-) -> Result<Answer, Error> {
-    if request.uri().scheme() != Some(&Scheme::HTTP) {
-        return Err(Error::InternalError(Some("this agent offers no TLS to guests: only http can be requested".into())));
+    // The defaults write to the operator's log, which guests could fill.
+    fn p2_error_from_hyper(&mut self, _: &hyper::Error) -> CodeP2 {
+        CodeP2::HttpProtocolError
     }
-    if !egress.allows_any(Transport::Tcp) {
-        return Err(Error::HttpRequestDenied);
+
+    fn p3_error_from_hyper(&mut self, _: &hyper::Error) -> CodeP3 {
+        CodeP3::HttpProtocolError
     }
-    let at_most = |wanted: Option<Duration>, limit: Duration| wanted.map_or(limit, |wanted| wanted.min(limit));
-    let addresses = resolve(&egress, request.uri()).await?;
-    let connecting = timeout(at_most(options.connect_timeout, CONNECT), connect(&addresses));
-    let stream = connecting.await.map_err(|_| Error::ConnectionTimeout)??;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let connection = spawn(async move {
-        let ended = connection.await;
-        drop(permit);
-        ended
-    });
-
-    // In the request line a target without scheme and authority: we talk to the origin, not to a proxy.
-    let target = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    *request.uri_mut() = target.into();
-    let request = request.map(|body| Limited::new(body, BODY_BYTES).map_err(|error| limit_error(error, Error::HttpRequestBodySize)));
-    let answering = timeout(at_most(options.first_byte_timeout, FIRST_BYTE), sender.send_request(request.map(BodyExt::boxed_unsync)));
-    let response = answering.await.map_err(|_| Error::ConnectionReadTimeout)??;
-    let patience = at_most(options.between_bytes_timeout, BETWEEN_BYTES);
-    let response = response.map(|body| {
-        let limited = Limited::new(body, BODY_BYTES).map_err(|error| limit_error(error, Error::HttpResponseBodySize));
-        Patient { inner: limited.boxed_unsync(), patience, deadline: None }.boxed_unsync()
-    });
-    Ok((response, Box::new(finish(connection))))
 }
 
-async fn finish(connection: AbortOnDropJoinHandle<Result<(), hyper::Error>>) -> Result<(), Error> {
-    Ok(connection.await?)
+/// How long a request may take.
+struct Timeouts {
+    connect: Duration,
+    first_byte: Duration,
+    between_bytes: Duration,
+    end: Instant,
 }
 
-/// The addresses of the request's host that the policy allows.
-async fn resolve(egress: &EgressPolicy, uri: &http::Uri) -> Result<Vec<SocketAddr>, Error> {
-    let authority = uri.authority().ok_or(Error::HttpRequestUriInvalid)?;
-    let port = authority.port_u16().unwrap_or(80);
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-    let found = timeout(RESOLVE, tokio::net::lookup_host((host, port))).await.map_err(|_| Error::DnsTimeout)?;
-    let found = found.map_err(|_| Error::DnsError { rcode: Some("the name does not resolve".into()), info_code: None })?;
-    let allowed: Vec<SocketAddr> = found.filter(|address| egress.allows(Transport::Tcp, *address)).take(ADDRESSES).collect();
-    if allowed.is_empty() { Err(Error::HttpRequestDenied) } else { Ok(allowed) }
-}
-
-async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, Error> {
-    let mut last = Error::DestinationUnavailable;
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => last = Error::ConnectionRefused,
-            Err(error) => last = Error::Connect(error),
+impl Timeouts {
+    fn new(wanted: RequestOptions) -> Self {
+        let at_most = |wanted: Option<Duration>, limit: Duration| wanted.map_or(limit, |wanted| wanted.min(limit));
+        Self {
+            connect: at_most(wanted.connect_timeout, CONNECT),
+            first_byte: at_most(wanted.first_byte_timeout, FIRST_BYTE),
+            between_bytes: at_most(wanted.between_bytes_timeout, BETWEEN_BYTES),
+            end: Instant::now() + TOTAL,
         }
     }
-    Err(last)
 }
 
-/// The limit's own error, or that of the body below.
-fn limit_error(error: Box<dyn std::error::Error + Send + Sync>, exceeded: fn(Option<u64>) -> Error) -> Error {
-    if error.is::<LengthLimitError>() {
-        return exceeded(Some(BODY_BYTES as u64));
-    }
-    match error.downcast::<hyper::Error>() {
-        Ok(error) => Error::Hyper(*error),
-        Err(error) => error.downcast::<Error>().map_or(Error::HttpProtocolError, |error| *error),
-    }
+/// An exchange without a response.
+struct Broken {
+    /// The request, where it may be sent again without harm.
+    again: Option<Request<WasiBody>>,
+    error: Error,
 }
 
-/// A body that fails when its next frame takes too long.
-struct Patient {
-    inner: WasiBody,
-    patience: Duration,
-    deadline: Option<Pin<Box<Sleep>>>,
-}
-
-impl Body for Patient {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let this = &mut *self;
-        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
-            this.deadline = None;
-            return Poll::Ready(frame);
+impl Outbound {
+    async fn send(
+        &self,
+        permit: OwnedSemaphorePermit,
+        mut request: Request<WasiBody>,
+        timeouts: Timeouts,
+    ) -> Result<Response<ResponseBody>, Error> {
+        if !self.network.egress.allows_any(Transport::Tcp) {
+            return Err(Error::HttpRequestDenied);
         }
-        let patience = this.patience;
-        let deadline = this.deadline.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + patience)));
-        ready!(deadline.as_mut().poll(cx));
-        Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
+        let origin = Origin::take(&mut request)?;
+        let addresses = self.allowed_addresses(&origin).await?;
+        let turn = self.network.app.pool.turn(origin.clone(), timeouts.connect).await?;
+        let request = request.map(body::of_request);
+        let (response, connection) = self.exchange(&origin, &turn, &addresses, request, &timeouts).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Error::HttpUpgradeFailed);
+        }
+        let (head, body) = response.into_parts();
+        let exchange = Exchange { connection, turn, permit };
+        Ok(Response::from_parts(head, ResponseBody::new(body, timeouts.between_bytes, timeouts.end, exchange)?))
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+    /// The addresses of an origin that the policy allows.
+    async fn allowed_addresses(&self, origin: &Origin) -> Result<Vec<SocketAddr>, Error> {
+        let found = self.network.addresses(&origin.host).await.map_err(failure::of_lookup)?;
+        let addresses = found.iter().map(|address| SocketAddr::new(*address, origin.port));
+        let allowed: Vec<_> = addresses.filter(|address| self.network.egress.allows(Transport::Tcp, *address)).take(ADDRESSES).collect();
+        if allowed.is_empty() { Err(Error::DestinationIpProhibited) } else { Ok(allowed) }
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+    /// Sends a request on an idle connection or a new one. The origin may have closed an idle one while the request was on its way:
+    /// then it goes out once more, on a new one.
+    async fn exchange(
+        &self,
+        origin: &Origin,
+        turn: &Turn,
+        addresses: &[SocketAddr],
+        mut request: Request<WasiBody>,
+        timeouts: &Timeouts,
+    ) -> Result<(Response<Incoming>, Connection), Error> {
+        if let Some(mut connection) = turn.take_idle(addresses).await {
+            match send_on(&mut connection, request, timeouts).await {
+                Ok(response) => return Ok((response, connection)),
+                Err(Broken { again: Some(again), .. }) => request = again,
+                Err(Broken { again: None, error }) => return Err(error),
+            }
+        }
+        let mut connection = dial(&self.network, origin, addresses, timeouts.connect).await.map_err(|error| self.told(origin, error))?;
+        let response = send_on(&mut connection, request, timeouts).await.map_err(|broken| broken.error)?;
+        Ok((response, connection))
     }
+
+    /// The code for the guest, once the developer can read in the app's log what it does not say.
+    fn told(&self, origin: &Origin, error: DialError) -> Error {
+        if let Some(detail) = error.detail {
+            self.log.line(LogStream::Err, &format!("[request to {origin} failed: {detail}]"));
+        }
+        error.code
+    }
+}
+
+async fn send_on(connection: &mut Connection, request: Request<WasiBody>, timeouts: &Timeouts) -> Result<Response<Incoming>, Broken> {
+    let copy = copy_of(&request);
+    match timeout(timeouts.first_byte, connection.sender.try_send_request(request)).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(mut failed)) => {
+            let unsent = failed.take_message();
+            let cause = failed.into_error();
+            // A response that is no HTTP was an answer of sorts: asking again would not make it better.
+            let again = unsent.or(if cause.is_parse() { None } else { copy });
+            Err(Broken { again, error: failure::of_exchange(&cause) })
+        }
+        Err(_) => Err(Broken { again: None, error: Error::ConnectionReadTimeout }),
+    }
+}
+
+/// A request that may be sent twice: its method makes it harmless, and it has no body.
+fn copy_of(request: &Request<WasiBody>) -> Option<Request<WasiBody>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    copy.method_mut().clone_from(request.method());
+    copy.uri_mut().clone_from(request.uri());
+    copy.headers_mut().clone_from(request.headers());
+    Some(copy)
 }

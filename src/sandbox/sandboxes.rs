@@ -16,6 +16,7 @@ use crate::artifacts::Artifacts;
 use crate::compile::{CompileLimits, compile};
 use crate::engine::{self, Allocation, Calls, GuestThreads, Ticker, hex};
 use crate::guest::{self, Guest};
+use crate::network::{NetworkConfig, NetworkError, Networks};
 use crate::program::Compiled;
 use crate::{Buildpack, Exit, InstanceSpec, Program, ProgramError, Sandbox, instance};
 
@@ -33,6 +34,8 @@ pub struct SandboxConfig {
     pub compile_limits: CompileLimits,
     /// Bytes of native code kept on disk; the least recently used goes first.
     pub artifact_bytes: Bytes,
+    /// How guests reach the network.
+    pub network: NetworkConfig,
 }
 
 /// Why there can be no sandboxes.
@@ -53,6 +56,9 @@ pub enum EngineError {
         #[source]
         source: std::io::Error,
     },
+    /// Guests cannot have a network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// Engines, linkers and native code, shared by all sandboxes of the process. Cheap to clone; when the last clone and the last
@@ -69,6 +75,7 @@ pub(crate) struct Shared {
     compilers: Semaphore,
     /// By digest: everybody who asks for the same component at the same time waits for the same cell.
     loading: Mutex<HashMap<[u8; 32], Weak<Loaded>>>,
+    pub(crate) networks: Networks,
     _ticker: Ticker,
     pub(crate) threads: GuestThreads,
 }
@@ -107,6 +114,7 @@ impl Sandboxes {
     /// When the host cannot run wasm, or `state_dir` cannot be used.
     pub fn new(config: SandboxConfig) -> Result<Self, EngineError> {
         let artifacts = Artifacts::open(&config.state_dir, config.artifact_bytes)?;
+        let networks = Networks::new(&config.network)?;
         let (blocking, concurrent) = (Machine::new(Calls::Blocking)?, Machine::new(Calls::Concurrent)?);
         let ticker = Ticker::start(vec![blocking.engine.weak(), concurrent.engine.weak()]).map_err(EngineError::Threads)?;
         let threads = GuestThreads::start().map_err(EngineError::Threads)?;
@@ -119,6 +127,7 @@ impl Sandboxes {
             limits: config.compile_limits,
             compilers: Semaphore::new(COMPILERS),
             loading: Mutex::new(HashMap::new()),
+            networks,
             _ticker: ticker,
             threads,
         })))

@@ -20,7 +20,7 @@ use crate::guest::{Blueprint, Guest, Mount, TRAP_GRACE};
 use crate::handles::Handles;
 use crate::ledger::{DiskLimit, Ledger};
 use crate::limits::{Mebibytes, MemoryBudget, Refused};
-use crate::network::Sockets;
+use crate::network::{InstanceNetwork, Sockets};
 use crate::outbound::Outbound;
 use crate::output::Log;
 use crate::program::Compiled;
@@ -199,12 +199,13 @@ async fn run_step<T>(linked: Arc<Linked>, run: BuildpackRun, mounts: Vec<Mount>,
     let ledger = surveyed.map_err(|stopped| setup(&stopped))?.map_err(|error| setup(&error))?;
     let log = Log::new(run.output);
     ledger.tell(log.clone());
+    let network = InstanceNetwork::new(linked.shared.networks.alone(), run.egress);
     let blueprint = Blueprint {
         arguments: Vec::new(),
         environment: run.environment,
         mounts,
-        sockets: Sockets { serve: None, egress: run.egress.clone() },
-        outbound: Outbound::new(run.egress),
+        sockets: Sockets { serve: None, network: network.clone() },
+        outbound: Outbound::new(network, log.clone()),
         log: log.clone(),
         memory: MemoryBudget::new(limits.memory),
         ledger: ledger.clone(),

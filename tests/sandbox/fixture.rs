@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ use libtest_mimic::{Failed, Trial};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+
+use crate::network::origin;
 
 /// Longest that anything but a deliberately slow operation may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -58,6 +61,7 @@ pub(crate) fn config(state_dir: PathBuf) -> SandboxConfig {
         compiler: std::env::current_exe().unwrap(),
         compile_limits: CompileLimits::default(),
         artifact_bytes: Size(1 << 30),
+        network: origin::network(),
     }
 }
 
@@ -107,6 +111,9 @@ pub(crate) fn is_full(text: &str) -> bool {
     text.starts_with("StorageFull") || text.contains("I/O error (os error 29)")
 }
 
+/// Apps so far.
+static APPS: AtomicUsize = AtomicUsize::new(0);
+
 /// An instance about to be started.
 pub(crate) struct Plan {
     pub(crate) program: Program,
@@ -114,6 +121,8 @@ pub(crate) struct Plan {
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) quota: Quota,
+    /// Of which app it is; a test's own unless it says so.
+    pub(crate) app: String,
     pub(crate) egress: EgressPolicy,
     pub(crate) http: HttpLimits,
     /// Files below the app's directory before it starts.
@@ -128,6 +137,7 @@ impl Plan {
             arguments: vec!["app".into()],
             environment: Vec::new(),
             quota: Quota { memory: Size(64 << 20), disk: Size(1 << 20), inodes: 100, open_files: 64 },
+            app: format!("app-{}", APPS.fetch_add(1, Ordering::Relaxed)),
             egress: EgressPolicy::default(),
             http: HttpLimits::default(),
             files: Vec::new(),
@@ -177,6 +187,7 @@ impl Plan {
             quota: self.quota,
             listener: Some(listener),
             address,
+            app: self.app,
             egress: self.egress,
             http: self.http,
             output: lines.clone(),

@@ -1,5 +1,10 @@
 //! Whom a guest may talk to.
 
+mod forgery;
+pub(crate) mod origin;
+mod requests;
+mod tls;
+
 use std::net::Ipv4Addr;
 
 use dewar_protocol::EgressRule;
@@ -19,8 +24,16 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("network::a_command_listens_on_its_own_port_only", own_port),
         test("network::datagrams_follow_the_policy", datagrams),
         test("network::outbound_requests_follow_the_policy", outbound),
-        test("network::an_outbound_answer_may_not_be_endless", endless),
+        test("network::a_look_up_shows_what_is_allowed_and_no_more", looked_up),
+        test("network::metadata_services_have_no_name", metadata),
+        test("network::a_port_scan_is_slow", port_scan),
+        test("network::look_ups_are_rationed", many_look_ups),
     ]
+    .into_iter()
+    .chain(requests::trials())
+    .chain(tls::trials())
+    .chain(forgery::trials())
+    .collect()
 }
 
 fn rule(protocol: &str, destination: &str, ports: Option<u16>) -> EgressRule {
@@ -131,14 +144,53 @@ async fn outbound() {
     assert_eq!(app.ok(&format!("/fetch?url=http://127.0.0.1:{port}/x")).await, "200\nhello");
     assert_eq!(app.ok(&format!("/fetch?url=http://localhost:{port}/")).await, "200\nhello");
     refused(&app, &format!("/fetch?url=http://127.0.0.1:{other}/")).await;
-    let answer = app.get(&format!("/fetch?url=https://127.0.0.1:{port}/")).await;
-    assert_eq!(answer.status, 422);
-    assert!(answer.text().contains("TLS") || answer.text().contains("internal"), "{}", answer.text());
 }
 
-async fn endless() {
-    let port = somebody(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\nstart").await;
+async fn looked_up() {
+    let app = driver(&[rule("udp", "127.0.0.0/8", Some(53))]).await;
+    assert_eq!(app.ok("/resolve?name=mixed.test").await, "127.0.0.1\n");
+    assert_eq!(app.ok("/resolve?name=127.0.0.7").await, "127.0.0.7\n");
+    assert_eq!(app.ok("/resolve?name=Two.TEST").await, "127.0.0.1\n127.0.0.2\n");
+    for (name, code) in [
+        ("metadata.test", "access-denied"),
+        ("10.0.0.1", "access-denied"),
+        ("nobody.test", "name-unresolvable"),
+        ("a%20b", "invalid-argument"),
+    ] {
+        let answer = app.get(&format!("/resolve?name={name}")).await;
+        assert_eq!((answer.status, answer.text().starts_with(code)), (422, true), "{name}: {}", answer.text());
+    }
+}
+
+async fn metadata() {
+    let app = driver(&[rule("all", "0.0.0.0/0", None), rule("all", "127.0.0.0/8", None), rule("all", "169.254.0.0/16", None)]).await;
+    refused(&app, "/resolve?name=metadata.google.internal").await;
+    refused(&app, "/fetch?url=http://METADATA.google.internal./computeMetadata/v1/").await;
+    assert_eq!(origin::times_looked_up("metadata.google.internal") + origin::times_looked_up("metadata.google.internal."), 0);
+    // Nor an address, whatever the rules of the app are.
+    refused(&app, "/connect?to=169.254.169.254:80").await;
+    refused(&app, "/fetch?url=http://metadata.test/").await;
+}
+
+/// How often an outcome is said to have come.
+fn count(outcomes: &str, name: &str) -> u64 {
+    outcomes.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
+}
+
+async fn port_scan() {
+    let port = somebody(HELLO).await;
     let app = driver(&[rule("tcp", "127.0.0.1", Some(port))]).await;
-    let answer = app.get(&format!("/fetch?url=http://127.0.0.1:{port}/")).await;
-    assert_ne!(answer.status, 200, "{}", answer.text());
+    let outcomes = app.ok(&format!("/connect?to=127.0.0.1:{port}&times=1000")).await;
+    assert!(count(&outcomes, "ok") >= 200 && count(&outcomes, "access-denied") > 0, "{outcomes}");
+    // Requests draw on the same allowance.
+    let outcomes = app.ok(&format!("/fetch?url=http://127.0.0.1:{port}/&times=600")).await;
+    assert!(count(&outcomes, "ErrorCode::ConnectionLimitReached") > 0, "{outcomes}");
+}
+
+async fn many_look_ups() {
+    let app = driver(&[rule("tcp", "127.0.0.1", None)]).await;
+    let outcomes = app.ok("/resolve?name=ration-{}.test&times=400").await;
+    assert!(count(&outcomes, "ok") >= 60 && count(&outcomes, "temporary-resolver-failure") > 0, "{outcomes}");
+    // What is known needs no look-up.
+    assert_eq!(app.ok("/resolve?name=ration-1.test&times=400").await, "ok 400\n");
 }

@@ -11,7 +11,7 @@ use dewar_agent::staging::{Stager, StagerConfig, StagingFailed};
 use dewar_agent::transfer::{TransferConfig, Transfers};
 use dewar_core::{StagedDroplet, StagingError, StagingSpec, TaskKey};
 use dewar_protocol::{Bytes, LogStream, Mib, StagingMessage};
-use dewar_sandbox::{CompileLimits, Output, SandboxConfig, Sandboxes};
+use dewar_sandbox::{CompileLimits, NetworkConfig, OperatorEgress, Output, SandboxConfig, Sandboxes};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +42,7 @@ pub(crate) fn sandboxes() -> Sandboxes {
             compiler: std::env::current_exe().unwrap(),
             compile_limits: CompileLimits::default(),
             artifact_bytes: Bytes(1 << 30),
+            network: NetworkConfig::default(),
         })
     };
     SANDBOXES.get_or_init(|| new().unwrap()).clone()
@@ -129,7 +130,8 @@ impl World {
         };
         let transfers = Transfers::new(config).unwrap();
         let droplets = DropletStore::open(&base.join("droplets"), transfers.clone()).unwrap();
-        let settings = StagerConfig { base_dir: base.clone(), stacks: vec!["dewar".to_owned()], max_duration, inodes: 1000 };
+        let egress = OperatorEgress::default();
+        let settings = StagerConfig { base_dir: base.clone(), stacks: vec!["dewar".to_owned()], max_duration, inodes: 1000, egress };
         let stager = Stager::new(settings, sandboxes(), droplets.clone(), transfers).unwrap();
         let world = Self { base, stager, droplets, controller, files, _dir: None };
         world.serve("/driver.wasm", guest("tests/buildpack-driver"));

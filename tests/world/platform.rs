@@ -86,6 +86,8 @@ fn bus(server: SocketAddr) -> BusConfig {
 
 pub(crate) async fn start_agent(base_dir: &Path, nats: SocketAddr, stop: CancellationToken) -> AgentHandle {
     let wanted = DevAgent {
+        allow_egress: &[],
+        egress_ca: None,
         base_dir,
         nats_url: &format!("nats://{nats}"),
         local_ip: [127, 0, 0, 1].into(),

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dewar_core::{CellConfig, ComponentFacts, StagingConfig, Wall};
 use dewar_protocol::{CellId, Mib, Secret};
-use dewar_sandbox::{SandboxConfig, Sandboxes};
+use dewar_sandbox::{NetworkConfig, SandboxConfig, Sandboxes};
 use rand::rngs::{StdRng, SysRng};
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::mpsc;
@@ -67,6 +67,7 @@ impl Host {
             compiler: config.compiler.clone().unwrap_or_else(|| PathBuf::from(OWN_EXECUTABLE)),
             compile_limits: config.compile,
             artifact_bytes: config.artifact_bytes,
+            network: NetworkConfig { ca_file: config.egress.ca_file.clone(), ..NetworkConfig::default() },
         })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let facts = Facts {
@@ -125,6 +126,7 @@ impl Host {
             paths: self.base_dir.paths().clone(),
             ip: self.ip,
             settings: config.instance.clone(),
+            egress: config.egress.clone(),
             // Starting is a mix of disk and processor work; twice the cores keep both busy.
             concurrent_starts: 2 * std::thread::available_parallelism().map_or(2, usize::from),
             reports: reports.clone(),
@@ -149,6 +151,7 @@ fn stager(
         stacks: config.stacks.clone(),
         max_duration: config.staging.duration,
         inodes: config.staging.inodes,
+        egress: config.egress.operator.clone(),
     };
     let stager = Stager::new(settings, sandboxes.clone(), droplets.clone(), transfers);
     stager.map_err(|source| AgentError::Staging { path, source })

@@ -12,6 +12,7 @@ use dewar_sandbox::{CompileLimits, HttpLimits};
 use serde_json::{Map, Value};
 use tracing::level_filters::LevelFilter;
 
+use super::egress::egress;
 use super::reader::{Findings, Reader};
 use super::{AgentConfig, CompatConfig, ConfigError, InstanceConfig, LogFormat, LoggingConfig, StagingSettings, StatusConfig};
 use crate::log_counts::LogCounts;
@@ -103,6 +104,7 @@ fn read(reader: &mut Reader) -> AgentConfig {
         health_check_timeout: reader.seconds("default_health_check_timeout", Duration::from_secs(60), 1.0..=DAY),
         crash_lifetime: reader.seconds("crash_lifetime_secs", Duration::from_secs(3600), 0.0..=365.0 * DAY),
         instance: instance(reader),
+        egress: egress(reader),
         staging: staging(reader),
         compile: compile(reader),
         artifact_bytes: mebibytes(reader, "compile.cache_mb", 2048),
@@ -207,7 +209,7 @@ fn bus_tls(reader: &mut Reader) -> Option<BusTls> {
 }
 
 /// A file that must be there.
-fn file(reader: &mut Reader, key: &'static str) -> Option<PathBuf> {
+pub(super) fn file(reader: &mut Reader, key: &'static str) -> Option<PathBuf> {
     let path = PathBuf::from(reader.text(key)?);
     match std::fs::metadata(&path) {
         Ok(found) if found.is_file() => return Some(path),

@@ -144,6 +144,15 @@ impl Reader {
         list
     }
 
+    /// A list of texts, where it is given instead of the default.
+    pub(super) fn texts(&mut self, key: &'static str, default: &[&str]) -> Vec<String> {
+        let parse = |value: &Value| value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect();
+        let texts: Option<Vec<String>> = self.parse(key, "a list of texts", parse);
+        let texts = texts.unwrap_or_else(|| default.iter().map(|text| (*text).to_owned()).collect());
+        self.note(key, Some(texts.clone().into()));
+        texts
+    }
+
     /// Takes a key, with all that is below it, as known though nothing here needs it; says whether the file has it.
     pub(super) fn skip(&mut self, key: &'static str) -> bool {
         self.known.insert(key);

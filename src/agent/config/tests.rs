@@ -221,8 +221,46 @@ fn dev_stages_on_loopback_with_the_defaults() {
         nats_url: "nats://127.0.0.1:4300",
         local_ip: IpAddr::from([127, 0, 0, 1]),
         compiler: None,
+        allow_egress: &["tcp 127.0.0.1 5432".to_owned()],
+        egress_ca: None,
     };
     let config = AgentConfig::for_dev(&dev).unwrap();
     assert_eq!((config.base_dir.as_path(), config.local_ip, config.staging.enabled), (dev.base_dir, Some(dev.local_ip), true));
     assert_eq!(config.bus.servers, ["nats://127.0.0.1:4300"]);
+    assert!(config.effective_yaml().contains("tcp 127.0.0.1 5432"), "{}", config.effective_yaml());
+}
+
+#[test]
+fn what_the_operator_allows_and_denies_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    fs::write(&ca, "").unwrap();
+    let yaml = format!(
+        "{LEAST}egress:
+  allow: [tcp 10.0.0.0/8 443, {{ protocol: udp, destination: 10.0.0.2, ports: '53, 54' }}]
+  deny: [10.9.0.0/16]
+  ca_file: {}
+",
+        ca.display()
+    );
+    let (config, warnings) = AgentConfig::from_yaml(&yaml).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(config.egress.ca_file.as_deref(), Some(ca.as_path()));
+    let shown: Value = serde_saphyr::from_str(&config.effective_yaml()).unwrap();
+    assert_eq!(shown["egress"]["allow"], json!(["tcp 10.0.0.0/8 443", "udp 10.0.0.2 53,54"]));
+    assert_eq!(shown["egress"]["deny"], json!(["10.9.0.0/16"]));
+    assert_eq!(shown["egress"]["deny_names"][0], "metadata.google.internal", "the rest keeps its defaults");
+    let (again, _) = AgentConfig::from_yaml(&config.effective_yaml()).unwrap();
+    assert_eq!(again.effective_yaml(), config.effective_yaml(), "what is shown can be read again");
+    let found = errors(&format!(
+        "{LEAST}egress: {{ allow: [sctp 10.0.0.1], deny: [example.com], deny_names: [127.0.0.1], ca_file: /missing/ca.pem }}\n"
+    ));
+    let expected = [
+        "`egress.allow` cannot be used: failed to understand egress protocol \"sctp\"",
+        "`egress.deny` cannot be used: failed to understand egress destination \"example.com\"",
+        "`egress.deny_names` cannot be used: failed to understand denied name \"127.0.0.1\"",
+        "`egress.ca_file` must name a file that can be read: /missing/ca.pem: No such file or directory (os error 2)",
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(errors(&format!("{LEAST}egress: {{ allow: [tcp], deny: 10.0.0.0/8 }}\n")).len(), 2);
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use dewar_core::{Exit, SandboxSpec, environment};
-use dewar_sandbox::{EgressPolicy, InstanceSpec, InvalidEgressRule, Program, ProgramError, Quota, Sandbox, World};
+use dewar_sandbox::{InstanceSpec, InvalidEgressRule, Program, ProgramError, Quota, Sandbox, World};
 
 use super::{Instances, Live};
 use crate::droplet_store::{DropletError, InstanceLimits, UnpackedDroplet};
@@ -62,7 +62,7 @@ impl Instances {
         let program = live.unless_ended(means.sandboxes.program(&droplet.wasm)).await??;
         let world = droplet.info.world.unwrap_or_else(|| first_world(&program));
         let arguments = arguments(spec, &droplet, world)?;
-        let egress = EgressPolicy::new(&spec.start.egress_network_rules)?;
+        let egress = means.egress.operator.policy(&spec.start.egress_network_rules)?;
         let (port, listener) = means.ports.lease(match world {
             World::Http => PortUse::Serve,
             World::Command => PortUse::Keep,
@@ -79,6 +79,7 @@ impl Instances {
             quota: self.quota(spec),
             listener: Some(listener),
             address: SocketAddr::new(means.ip, port.port()),
+            app: spec.start.app_id.to_string(),
             egress,
             http: means.settings.http.clone(),
             output: means.logs.instance(&spec.start.app_id, spec.start.index, files),

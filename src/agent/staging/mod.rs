@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use dewar_core::{StagedDroplet, StagingError, StagingSpec};
 use dewar_protocol::LogStream;
-use dewar_sandbox::{OutputSink, Sandboxes};
+use dewar_sandbox::{OperatorEgress, OutputSink, Sandboxes};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -54,6 +54,8 @@ pub struct StagerConfig {
     pub max_duration: Duration,
     /// Files and directories of package, cache and droplet together.
     pub inodes: u64,
+    /// Whom buildpacks may talk to besides what a task's own rules allow, and whom never.
+    pub egress: OperatorEgress,
 }
 
 /// Why staging failed.

@@ -96,7 +96,7 @@ impl<'a> Task<'a> {
 
     async fn set_up(&mut self) -> Result<Setup, Failure> {
         let stack = self.stack()?;
-        let egress = EgressPolicy::new(&self.message().egress_network_rules)?;
+        let egress = self.means.config.egress.policy(&self.message().egress_network_rules)?;
         let staging_dir = self.means.staging_dir.clone();
         let workspace = blocking::run(move || Workspace::create(&staging_dir)).await;
         let workspace = Arc::new(workspace.map_err(|source| Failure::Disk { what: "make a directory for staging", source })?);

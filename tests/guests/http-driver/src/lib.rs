@@ -95,11 +95,11 @@ fn answer(path: &str, query: &Query, request: Request) -> Answer {
         "/log" => output::log(query),
         "/flood" => output::flood(query),
         "/partial" => output::partial(query),
-        "/connect" => network::connect(query.text("to")?),
+        "/connect" => network::attempt(query, |_| network::connect(query.text("to")?)),
         "/bind" => network::bind(query.text("to")?),
-        "/udp" => network::udp(query.text("to")?),
-        "/resolve" => network::resolve(query.text("name")?),
-        "/fetch" => network::fetch(query.text("url")?),
+        "/udp" => network::attempt(query, |_| network::udp(query.text("to")?)),
+        "/resolve" => network::attempt(query, |number| network::resolve(&query.text("name")?.replace("{}", &number.to_string()))),
+        "/fetch" => network::attempt(query, |_| network::fetch(query)),
         _ => Err(Refusal::UnknownPath),
     }
 }

@@ -1,5 +1,6 @@
 //! Ways out of the sandbox, each with the error code of the host as its answer.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,7 +10,25 @@ use dewar_guest::wasip2::sockets::network::{IpAddress, IpAddressFamily, IpSocket
 use dewar_guest::wasip2::sockets::{instance_network::instance_network, ip_name_lookup, tcp_create_socket, udp, udp_create_socket};
 use dewar_guest::{IntoResponse, Response};
 
+use crate::query::Query;
 use crate::{Answer, Refusal, lines, refused, text};
+
+/// Attempts something once, or as often as `times` says and answers how often which outcome there was.
+pub(crate) fn attempt(query: &Query, what: impl Fn(u64) -> Answer) -> Answer {
+    let Ok(times) = query.number("times") else {
+        return what(0);
+    };
+    let mut outcomes = BTreeMap::<String, u64>::new();
+    for number in 0..times {
+        let outcome = match what(number) {
+            Ok(_) => "ok".to_owned(),
+            Err(Refusal::Host(name, _)) => name,
+            Err(refusal) => return Err(refusal),
+        };
+        *outcomes.entry(outcome).or_default() += 1;
+    }
+    lines(outcomes.iter().map(|(outcome, count)| format!("{outcome} {count}")))
+}
 
 fn address(text: &str) -> Result<(IpAddressFamily, IpSocketAddress), Refusal> {
     let address: SocketAddr = text.parse().map_err(|e| Refusal::Parameter(format!("to: {e}\n")))?;
@@ -76,20 +95,35 @@ pub(crate) fn resolve(name: &str) -> Answer {
     }
 }
 
-pub(crate) fn fetch(url: &str) -> Answer {
-    let url: Uri = url.parse().map_err(|e| Refusal::Parameter(format!("url: {e}\n")))?;
+pub(crate) fn fetch(query: &Query) -> Answer {
+    let url: Uri = query.text("url")?.parse().map_err(|e| Refusal::Parameter(format!("url: {e}\n")))?;
     let scheme = match url.scheme_str() {
         Some("https") => http::Scheme::Https,
         _ => http::Scheme::Http,
     };
-    let request = http::OutgoingRequest::new(http::Fields::new());
+    let fields = http::Fields::new();
+    for (name, value) in query.all("name").zip(query.all("value")) {
+        fields.append(name, value.as_bytes()).map_err(|error| refused(&format!("{error:?}"), "field"))?;
+    }
+    let request = http::OutgoingRequest::new(fields);
+    let method = query.text("method").unwrap_or("GET");
+    request.set_method(&http::Method::Other(method.to_owned())).map_err(|()| refused("Method", "method"))?;
     let accepted = request
         .set_scheme(Some(&scheme))
         .and_then(|()| request.set_authority(url.authority().map(|a| a.as_str())))
         .and_then(|()| request.set_path_with_query(url.path_and_query().map(|p| p.as_str())));
     accepted.map_err(|()| Refusal::Parameter("url: not accepted\n".to_owned()))?;
 
-    let future = outgoing_handler::handle(request, None).map_err(|code| refused(&format!("{code:?}"), "handle"))?;
+    let body = query.text("body").ok().map(|text| request.body().map(|body| (body, text)));
+    let body = body.transpose().map_err(|()| refused("NoBody", "send"))?;
+    let future = outgoing_handler::handle(request, Some(timeouts(query)?)).map_err(|code| refused(&format!("{code:?}"), "handle"))?;
+    if let Some((body, text)) = body {
+        let stream = body.write().map_err(|()| refused("NoStream", "send"))?;
+        // A response may come all the same.
+        let _ = stream.blocking_write_and_flush(text.as_bytes());
+        drop(stream);
+        http::OutgoingBody::finish(body, None).map_err(|code| refused(&format!("{code:?}"), "finish"))?;
+    }
     future.subscribe().block();
     let response = future.get().ok_or_else(|| refused("NotReady", "fetch"))?.map_err(|()| refused("TakenTwice", "fetch"))?;
     let response = response.map_err(|code| refused(&format!("{code:?}"), "fetch"))?;
@@ -99,4 +133,15 @@ pub(crate) fn fetch(url: &str) -> Answer {
     let mut content = format!("{}\n", response.status()).into_bytes();
     stream.read_to_end(&mut content)?;
     Ok::<Response, Refusal>(String::from_utf8_lossy(&content).into_owned().into_response())
+}
+
+fn timeouts(query: &Query) -> Result<http::RequestOptions, Refusal> {
+    let options = http::RequestOptions::new();
+    let nanoseconds = |name: &str| query.number(name).ok().map(|milliseconds| milliseconds * 1_000_000);
+    options
+        .set_connect_timeout(nanoseconds("connect_ms"))
+        .and_then(|()| options.set_first_byte_timeout(nanoseconds("first_byte_ms")))
+        .and_then(|()| options.set_between_bytes_timeout(nanoseconds("between_bytes_ms")))
+        .map_err(|()| refused("Timeout", "options"))?;
+    Ok(options)
 }
