@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use dewar_protocol::InstanceId;
 use tracing::{info, warn};
 
+use crate::removal::remove_tree;
+
 /// A directory that belongs to this process as long as the value lives.
 #[derive(Debug)]
 pub(crate) struct BaseDir {
@@ -122,7 +124,7 @@ fn sweep(dir: &Path) -> io::Result<()> {
         Ok(0) => Ok(()),
         Ok(count) => {
             info!(dir = %dir.display(), count, "left-overs removed");
-            fs::remove_dir_all(dir)
+            remove_tree(dir)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),

@@ -36,6 +36,7 @@ use crate::driver::at;
 use crate::droplet_store::DropletStore;
 use crate::logs::Logs;
 use crate::ports::Ports;
+use crate::removal::remove_tree;
 
 /// How long an instance that was asked to end may take, the time that the original gave between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(10);
@@ -265,7 +266,7 @@ fn sample(sandbox: &Sandbox) -> Sample {
 }
 
 fn remove_dir(dir: &Path) {
-    match std::fs::remove_dir_all(dir) {
+    match remove_tree(dir) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => warn!(path = %dir.display(), %error, "directory not removed"),

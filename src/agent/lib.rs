@@ -30,6 +30,7 @@ mod log_counts;
 mod logs;
 mod outbox;
 mod ports;
+mod removal;
 mod stagings;
 mod tree;
 

@@ -16,6 +16,7 @@ use walkdir::WalkDir;
 
 use super::buildpacks::Origin;
 use crate::digest::hex;
+use crate::removal::remove_tree;
 
 /// How many caches are kept; the ones that were not used for longest go.
 const MAX_CACHES: usize = 32;
@@ -78,7 +79,7 @@ impl BuildpackCaches {
         }
         File::open(from)?.set_modified(SystemTime::now())?;
         let place = self.place(app, buildpack);
-        match fs::remove_dir_all(&place) {
+        match remove_tree(&place) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => fs::rename(from, &place),
         }
@@ -96,7 +97,7 @@ impl BuildpackCaches {
         let surplus = caches.len().saturating_sub(self.max_caches);
         caches.sort();
         for (_, path) in caches.iter().take(surplus) {
-            match fs::remove_dir_all(path) {
+            match remove_tree(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tracing::warn;
 
+use crate::removal::remove_tree;
+
 /// How often removing the directory is tried, and the pause between.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -20,7 +22,7 @@ impl Drop for Workspace {
     /// after all of them goes when the next process starts.
     fn drop(&mut self) {
         for _ in 0..ATTEMPTS {
-            match fs::remove_dir_all(&self.0) {
+            match remove_tree(&self.0) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     warn!(path = %self.0.display(), %error, "staging directory not removed")
                 }
@@ -34,7 +36,7 @@ impl Drop for Workspace {
 impl Workspace {
     /// Makes the directory `staging`, and removes what a process that was killed left there.
     pub(super) fn prepare(staging: &Path) -> io::Result<()> {
-        match fs::remove_dir_all(staging) {
+        match remove_tree(staging) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => fs::create_dir_all(staging),
         }
