@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::counting_keys;
 use crate::start::null_is_default;
@@ -194,8 +194,7 @@ pub struct InstanceFilter {
 }
 
 /// `dea.stop`: stop the matching instances. No reply.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
-#[serde(into = "InstanceFilter")]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Stop {
     /// Which instances.
     pub filter: InstanceFilter,
@@ -221,9 +220,22 @@ impl<'de> Deserialize<'de> for Stop {
     }
 }
 
-impl From<Stop> for InstanceFilter {
-    fn from(stop: Stop) -> Self {
-        stop.filter
+impl Serialize for Stop {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        /// A filter by the application alone that is not to stop the whole app: the second key says so.
+        #[derive(Serialize)]
+        struct NotWhole<'a> {
+            droplet: &'a AppId,
+            version: (),
+        }
+        match &self.filter {
+            InstanceFilter { app_id: Some(droplet), version: None, instances: None, instance_ids: None, indices: None, states: None }
+                if !self.whole_app =>
+            {
+                NotWhole { droplet, version: () }.serialize(serializer)
+            }
+            filter => filter.serialize(serializer),
+        }
     }
 }
 

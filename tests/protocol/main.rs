@@ -6,6 +6,7 @@
 mod agent;
 mod component;
 mod logs;
+mod mutations;
 mod router;
 mod staging;
 mod start;
