@@ -182,4 +182,6 @@ fn broken(error: io::Error) -> UnpackError {
 }
 
 #[cfg(test)]
+mod mutations;
+#[cfg(test)]
 mod tests;

@@ -11,6 +11,8 @@ mod egress;
 mod reader;
 
 #[cfg(test)]
+mod mutations;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;

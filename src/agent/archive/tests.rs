@@ -19,13 +19,13 @@ use crate::tree::{Tree, TreeLimits};
 const ROOMY: TreeLimits = TreeLimits { bytes: Bytes(1 << 30), entries: 1000 };
 
 /// An entry of an archive: name, mode with type, content or target.
-type Entry<'a> = (&'a [u8], u32, &'a [u8]);
+pub(super) type Entry<'a> = (&'a [u8], u32, &'a [u8]);
 
-const FILE: u32 = 0o100_644;
-const PROGRAM: u32 = 0o104_755;
-const LINK: u32 = 0o120_777;
+pub(super) const FILE: u32 = 0o100_644;
+pub(super) const PROGRAM: u32 = 0o104_755;
+pub(super) const LINK: u32 = 0o120_777;
 
-fn zip(entries: &[Entry<'_>]) -> Vec<u8> {
+pub(super) fn zip(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, mode, content) in entries {
         let name = std::str::from_utf8(name).unwrap();
@@ -61,20 +61,20 @@ fn tar_entry(name: &[u8], kind: tar::EntryType, mode: u32, content: &[u8]) -> Ve
     bytes
 }
 
-fn tar(entries: &[Entry<'_>]) -> Vec<u8> {
+pub(super) fn tar(entries: &[Entry<'_>]) -> Vec<u8> {
     let kind = |mode| if mode == LINK { tar::EntryType::Symlink } else { tar::EntryType::Regular };
     let mut bytes: Vec<u8> = entries.iter().flat_map(|(name, mode, content)| tar_entry(name, kind(*mode), *mode, content)).collect();
     bytes.extend([0; 1024]);
     bytes
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(bytes).unwrap();
     gzip.finish().unwrap()
 }
 
-fn try_unpack(archive: &[u8], into: &Path, limits: TreeLimits) -> Result<Tree, String> {
+pub(super) fn try_unpack(archive: &[u8], into: &Path, limits: TreeLimits) -> Result<Tree, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("archive");
     fs::write(&path, archive).unwrap();

@@ -9,7 +9,7 @@ use super::*;
 const LEAST: &str = "base_dir: /tmp/agent\nnats_servers: [nats://127.0.0.1:4222]\n";
 
 /// As a DEA's own sample configuration and BOSH job have it.
-const DEA_YML: &str = r#"
+pub(super) const DEA_YML: &str = r#"
 base_dir: /var/vcap/data/dea_next
 domain: example.net
 logging:
