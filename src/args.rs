@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use dewar_client::{AdvertiseHost, AppName, DEFAULT_BUS, OutputFormat, parse_size};
@@ -159,6 +160,9 @@ pub(crate) struct BrokerArgs {
     /// Token that clients must show.
     #[arg(long, env = "DEWAR_BROKER_TOKEN", hide_env_values = true, conflicts_with = "user", value_parser = secret)]
     pub(crate) token: Option<Secret<String>>,
+    /// Largest message in bytes, up to 32 MiB. Heartbeats of an agent with many instances are large: about 100 bytes for each.
+    #[arg(long, value_name = "BYTES", default_value = "1048576", value_parser = RangedU64ValueParser::<usize>::new().range(1..=32 << 20))]
+    pub(crate) max_payload: usize,
     /// How log lines look.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
@@ -404,6 +408,8 @@ mod tests {
             &["dewar", "scale", "x"],
             &["dewar", "broker", "--user", "me"],
             &["dewar", "broker", "--listen", "here"],
+            &["dewar", "broker", "--max-payload", "0"],
+            &["dewar", "broker", "--max-payload", "33554433"],
             &["dewar", "completions", "tcsh"],
         ] {
             assert!(Cli::try_parse_from(arguments).is_err(), "{arguments:?}");

@@ -69,7 +69,7 @@ pub(crate) fn broker(args: &BrokerArgs, log: Option<&str>) -> Result<u8, Failure
         (_, _, Some(token)) => BrokerAuth::Token(token.clone()),
         (_, _, None) => BrokerAuth::None,
     };
-    let config = BrokerConfig { listen: args.listen, auth, ..BrokerConfig::default() };
+    let config = BrokerConfig { listen: args.listen, auth, max_payload: args.max_payload, ..BrokerConfig::default() };
     signals::run_until_signalled(|stop: CancellationToken| async move {
         let listen = config.listen;
         let bound = Broker::bind(config).await;

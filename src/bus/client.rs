@@ -123,6 +123,12 @@ impl Bus {
         self.shared.client.connection_state() == State::Connected
     }
 
+    /// The largest payload in bytes that the server of the latest connection takes; `None` before the first connection.
+    #[must_use]
+    pub fn max_payload(&self) -> Option<usize> {
+        self.shared.client.try_server_info().map(|info| info.max_payload)
+    }
+
     /// Publishes `payload` as JSON. Never waits.
     ///
     /// # Errors
@@ -157,14 +163,6 @@ impl Bus {
     /// [`BusError::InvalidSubject`]; [`BusError::Timeout`] when the send queue stays full.
     pub async fn subscribe(&self, subject: &str) -> Result<Subscription, BusError> {
         self.subscribe_all(&[Subscribe { subject, group: None }]).await
-    }
-
-    /// As [`Bus::subscribe`], but each message goes to one member of `group` only.
-    ///
-    /// # Errors
-    /// As [`Bus::subscribe`]; the group is subject to the same rules.
-    pub async fn queue_subscribe(&self, subject: &str, group: &str) -> Result<Subscription, BusError> {
-        self.subscribe_all(&[Subscribe { subject, group: Some(group) }]).await
     }
 
     /// Subscribes to several subjects at once, those of precedence first. A message never overtakes one that the server sent before
@@ -286,7 +284,7 @@ impl Bus {
         // Its only await is on the queue of commands, so one poll tells whether there was room. Outside of tokio's budget, which
         // would make a busy task's poll say "not now" for another reason.
         match coop::unconstrained(publishing).now_or_never() {
-            Some(outcome) => outcome.map_err(|error| publish_error(&error, subject, size)),
+            Some(outcome) => outcome.map_err(|error| publish_error(&error, subject, size, client.max_payload())),
             None => Err(BusError::QueueFull { subject: subject.to_owned() }),
         }
     }
@@ -318,10 +316,10 @@ impl Bus {
     }
 }
 
-fn publish_error(error: &PublishError, subject: &str, size: usize) -> BusError {
+fn publish_error(error: &PublishError, subject: &str, size: usize, max: usize) -> BusError {
     let subject = subject.to_owned();
     match error.kind() {
-        PublishErrorKind::MaxPayloadExceeded => BusError::TooLarge { subject, size },
+        PublishErrorKind::MaxPayloadExceeded => BusError::TooLarge { subject, size, max },
         PublishErrorKind::InvalidSubject => BusError::InvalidSubject { subject },
         PublishErrorKind::Send => BusError::Closed { subject },
     }

@@ -43,8 +43,8 @@ pub enum BusError {
     #[error("invalid subject `{subject}`")]
     InvalidSubject { subject: String },
     /// The payload is larger than the server takes.
-    #[error("payload of {size} bytes to `{subject}` exceeds what the server takes")]
-    TooLarge { subject: String, size: usize },
+    #[error("payload of {size} bytes to `{subject}` exceeds the {max} that the server takes")]
+    TooLarge { subject: String, size: usize, max: usize },
     /// The payload has no JSON form.
     #[error("cannot encode the message to `{subject}`")]
     Encode { subject: String, source: serde_json::Error },

@@ -11,7 +11,7 @@ use std::task::Poll;
 
 use async_nats::StatusCode;
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, coop};
 use tracing::{info, warn};
@@ -118,23 +118,30 @@ async fn pump(mut subscribers: Vec<async_nats::Subscriber>, mut queue: Queue) {
                 (_, None) => return,
             },
         };
-        // The connection hands messages out as they come. So whatever came before this one on a subject of precedence is there by
-        // now, though it may not have been when that subject was looked at.
-        for earlier in &mut subscribers[..position] {
-            for _ in 0..SUBSCRIPTION_QUEUE {
-                // Outside of tokio's budget, which would make a busy task's poll say "nothing there" for another reason.
-                match coop::unconstrained(earlier.next()).now_or_never() {
-                    Some(Some(message)) => queue.offer(message),
-                    Some(None) | None => break,
-                }
-            }
-        }
-        queue.offer(message);
+        settle(&mut subscribers, position, message, &mut |message| queue.offer(message));
     }
 }
 
+/// Hands out a message that came at `position`, after all that came before it on a subject of precedence.
+///
+/// The connection hands messages out as they come. So whatever came before this one is there by now, though it may not have been when
+/// that subject was looked at. What is found there in turn may be younger than this message, and preceded by others: hence for each
+/// of them the same again, which goes as deep as there are subjects.
+fn settle<M>(subscribers: &mut [impl Stream<Item = M> + Unpin], position: usize, message: M, offer: &mut impl FnMut(M)) {
+    for earlier in 0..position {
+        for _ in 0..SUBSCRIPTION_QUEUE {
+            // Outside of tokio's budget, which would make a busy task's poll say "nothing there" for another reason.
+            match coop::unconstrained(subscribers[earlier].next()).now_or_never() {
+                Some(Some(found)) => settle(subscribers, earlier, found, offer),
+                Some(None) | None => break,
+            }
+        }
+    }
+    offer(message);
+}
+
 /// The next message, looking at the subscribers in their order, and at which it came. Cancel safe.
-async fn first_of(subscribers: &mut [async_nats::Subscriber]) -> (usize, Option<async_nats::Message>) {
+async fn first_of<M>(subscribers: &mut [impl Stream<Item = M> + Unpin]) -> (usize, Option<M>) {
     poll_fn(|context| {
         for (position, subscriber) in subscribers.iter_mut().enumerate() {
             if let Poll::Ready(message) = subscriber.poll_next_unpin(context) {
@@ -206,4 +213,65 @@ fn reply_from(message: async_nats::Message) -> Reply {
         reply_to: message.reply.map(async_nats::Subject::into_string),
         payload: message.payload,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::pin::Pin;
+    use std::rc::Rc;
+    use std::task::Context;
+
+    use super::*;
+
+    /// Queues that a connection fills, here as soon as anybody finds one empty: `wire` is what comes, with its queue.
+    struct Connection {
+        queues: Vec<VecDeque<u32>>,
+        wire: VecDeque<(usize, u32)>,
+        at_once: usize,
+    }
+
+    struct Subscriber {
+        connection: Rc<RefCell<Connection>>,
+        position: usize,
+    }
+
+    impl Stream for Subscriber {
+        type Item = u32;
+        fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<u32>> {
+            let mut connection = self.connection.borrow_mut();
+            if let Some(message) = connection.queues[self.position].pop_front() {
+                return Poll::Ready(Some(message));
+            }
+            for _ in 0..connection.at_once {
+                if let Some((position, message)) = connection.wire.pop_front() {
+                    connection.queues[position].push_back(message);
+                }
+            }
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn nothing_overtakes_what_came_earlier_on_a_subject_of_precedence() {
+        // Message 10·n + p is the nth on the subject at p; on the wire those of one n come in their order.
+        let all: Vec<(usize, u32)> = (0..50_u32).flat_map(|n| (0..3).map(move |p: u8| (usize::from(p), 10 * n + u32::from(p)))).collect();
+        for at_once in 1..10 {
+            let connection = Connection { queues: vec![VecDeque::new(); 3], wire: all.iter().copied().collect(), at_once };
+            let connection = Rc::new(RefCell::new(connection));
+            let mut subscribers: Vec<Subscriber> =
+                (0..3).map(|position| Subscriber { connection: Rc::clone(&connection), position }).collect();
+            let mut offered = Vec::new();
+            while offered.len() < all.len() {
+                if let Some((position, Some(message))) = first_of(&mut subscribers).now_or_never() {
+                    settle(&mut subscribers, position, message, &mut |message| offered.push(message));
+                }
+            }
+            for (at, message) in offered.iter().enumerate() {
+                let overtaken = offered[at..].iter().find(|later| *later < message && *later % 10 <= message % 10);
+                assert_eq!(overtaken, None, "{message} came first, {at_once} at once: {offered:?}");
+            }
+        }
+    }
 }

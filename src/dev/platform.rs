@@ -22,6 +22,8 @@ use crate::failure::Failure;
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Where NATS clients look first.
 const NATS_PORT: u16 = 4222;
+/// Eight times NATS' own: here agent and broker are one, and the heartbeat of many instances is one message.
+const MAX_PAYLOAD: usize = 8 << 20;
 /// How long the agent may take to stop its instances, and router and broker to let go of their connections.
 const AGENT_GRACE: Duration = Duration::from_secs(15);
 const OTHERS_GRACE: Duration = Duration::from_secs(3);
@@ -128,7 +130,8 @@ async fn bind_router(port: u16) -> Result<Router, Failure> {
 }
 
 async fn bind_broker(port: Option<u16>) -> Result<(Broker, Option<String>), Failure> {
-    let bind = |port| Broker::bind(BrokerConfig { listen: SocketAddr::new(LOOPBACK, port), ..BrokerConfig::default() });
+    let bind =
+        |port| Broker::bind(BrokerConfig { listen: SocketAddr::new(LOOPBACK, port), max_payload: MAX_PAYLOAD, ..BrokerConfig::default() });
     let failed = |port: u16, error: &io::Error| {
         Failure::new(exit_code::UNAVAILABLE, format!("cannot start the broker on port {port}: {error}"))
             .hint("choose another port with --nats-port, or leave it to dewar")

@@ -173,17 +173,21 @@ async fn a_flush_is_confirmed_by_the_server(url: &str) {
     }
 }
 
+fn in_group(subject: &str) -> Subscribe<'_> {
+    Subscribe { subject, group: Some("staging") }
+}
+
 async fn a_queue_group_shares_the_work(url: &str) {
     const MESSAGES: usize = 600;
     let bus = connect(url).await;
     let members = [connect(url).await, connect(url).await, connect(url).await];
     let mut subscriptions = Vec::new();
     for member in &members {
-        subscriptions.push(member.queue_subscribe("staging", "staging").await.unwrap());
+        subscriptions.push(member.subscribe_all(&[in_group("staging")]).await.unwrap());
         member.flush(PATIENCE).await.unwrap();
     }
     // The same group under another subject that matches too: still one delivery a message.
-    subscriptions.push(members[0].queue_subscribe("*", "staging").await.unwrap());
+    subscriptions.push(members[0].subscribe_all(&[in_group("*")]).await.unwrap());
     members[0].flush(PATIENCE).await.unwrap();
     let mut everything = bus.subscribe("staging").await.unwrap();
     for number in 0..MESSAGES {
@@ -248,7 +252,8 @@ async fn payloads_up_to_the_limit(url: &str) {
         assert!(next(&mut subscription).await.payload == payload, "payload of {size} bytes");
     }
     let error = bus.publish_raw("large", None, vec![0; (1 << 20) + 1].into()).unwrap_err();
-    assert!(matches!(error, BusError::TooLarge { size: 1_048_577, .. }), "{error}");
+    assert!(matches!(error, BusError::TooLarge { size: 1_048_577, max: 1_048_576, .. }), "{error}");
+    assert_eq!(bus.max_payload(), Some(1 << 20));
     for wrong in ["", "with space", "line\r\nend"] {
         let error = bus.publish_raw(wrong, None, Bytes::new()).unwrap_err();
         assert!(matches!(error, BusError::InvalidSubject { .. }), "{error}");

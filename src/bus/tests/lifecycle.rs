@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dewar_bus::broker::BrokerConfig;
-use dewar_bus::{BusAuth, BusConfig, BusError, BusEvent};
+use dewar_bus::{BusAuth, BusConfig, BusError, BusEvent, Subscribe};
 use dewar_protocol::Secret;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -76,7 +76,7 @@ async fn survives_a_restart<S, Stop: Future<Output = ()>, Start: Future<Output =
     let (bus, mut events) = connect_with(to(url.clone())).await;
     assert_eq!(next_event(&mut events).await, BusEvent::Up);
     let mut plain = bus.subscribe("news.*").await.unwrap();
-    let mut grouped = bus.queue_subscribe("work", "group").await.unwrap();
+    let mut grouped = bus.subscribe_all(&[Subscribe { subject: "work", group: Some("group") }]).await.unwrap();
     bus.flush(PATIENCE).await.unwrap();
 
     stop().await;

@@ -4,8 +4,10 @@
 
 mod authentication;
 mod client;
+mod fan_out;
 mod fixtures;
 mod hostile;
+mod hostile_server;
 mod lifecycle;
 mod oracle;
 mod random_oracle;

@@ -156,7 +156,48 @@ fn serialized_op() -> impl Strategy<Value = (Vec<u8>, String)> {
     prop_oneof![publish, subscribe, unsubscribe]
 }
 
+/// What becomes of `input` that arrives in pieces: its operations, and how it ends: left waiting, or refused.
+fn fate(input: &[u8], cuts: &[usize]) -> (Vec<String>, Option<Violation>) {
+    let mut operations = Vec::new();
+    let (mut done, mut wanted) = (0, 1);
+    for &arrived in cuts.iter().chain([&input.len()]) {
+        while arrived - done >= wanted {
+            match parse(&input[done..arrived], LIMITS) {
+                Ok(Parsed::Op { op, length }) => {
+                    operations.push(format!("{op:?}"));
+                    (done, wanted) = (done + length, 1);
+                }
+                Ok(Parsed::Incomplete { at_least }) => wanted = at_least,
+                Err(violation) => return (operations, Some(violation)),
+            }
+        }
+    }
+    // What is too short to be looked at again may be wrong already.
+    (operations, parse(&input[done..], LIMITS).err())
+}
+
 proptest! {
+    /// Whatever a sequence is damaged to, it is the same to the broker in one piece and in many.
+    #[test]
+    fn damage_is_seen_the_same_wherever_the_network_cuts(
+        operations in prop::collection::vec(serialized_op(), 1..5),
+        damages in prop::collection::vec((any::<prop::sample::Index>(), 0..4_usize, prop::collection::vec(any::<u8>(), 0..4)), 0..3),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+    ) {
+        let mut input: Vec<u8> = operations.into_iter().flat_map(|(bytes, _)| bytes).collect();
+        for (at, cut, put) in damages {
+            let at = at.index(input.len().max(1)).min(input.len());
+            let end = (at + cut).min(input.len());
+            drop(input.splice(at..end, put));
+        }
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(input.len() + 1)).collect();
+        cuts.sort_unstable();
+        let whole = fate(&input, &[]);
+        prop_assert_eq!(&fate(&input, &cuts), &whole);
+        let every_byte: Vec<usize> = (0..input.len()).collect();
+        prop_assert_eq!(fate(&input, &every_byte), whole);
+    }
+
     #[test]
     fn what_is_serialized_is_parsed((bytes, expected) in serialized_op(), after in prop::collection::vec(any::<u8>(), 0..20)) {
         let input = [&*bytes, &*after].concat();
