@@ -14,11 +14,13 @@ use serde_json::{Map, Value, json};
 
 use crate::decode;
 
-/// Any JSON of little depth. Fractions are binary ones: JSON does not keep others exactly.
+/// Up to here every whole number is a floating-point number as well, and reading what was written gives the same.
+const EXACT: i64 = 1 << 53;
+
+/// Any JSON of little depth. Fractions are binary ones for the same reason.
 fn any_json() -> impl Strategy<Value = Value> {
     let numbers = prop_oneof![
-        any::<i64>().prop_map(Value::from),
-        any::<u64>().prop_map(Value::from),
+        (-EXACT..=EXACT).prop_map(Value::from),
         (-1000..1000_i32).prop_map(|eighths| Value::from(f64::from(eighths) / 8.0)),
         prop::sample::select(vec![json!(0), json!(-1), json!(1), json!(65_536), json!(4_294_967_296_u64)]),
     ];
