@@ -6,13 +6,18 @@
 
 mod command;
 mod disk;
+#[path = "../http/faults.rs"]
+mod faults;
 mod fixture;
 mod http;
 mod http_limits;
+mod mutations;
 mod network;
 mod programs;
 mod quotas;
 mod staging;
+#[path = "../http/strict.rs"]
+mod strict;
 mod wire;
 
 use std::process::ExitCode;
@@ -31,6 +36,7 @@ fn main() -> ExitCode {
         disk::trials(),
         http::trials(),
         http_limits::trials(),
+        mutations::trials(),
         network::trials(),
         programs::trials(),
         quotas::trials(),
