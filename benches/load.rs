@@ -21,11 +21,16 @@ pub(crate) struct Round {
 /// # Panics
 /// When the server is away, or answers anything but 200.
 pub(crate) fn run(address: SocketAddr, host: &str, connections: usize, span: Duration) -> Round {
+    run_paced(address, host, connections, span, Duration::ZERO)
+}
+
+/// As [`run`], but each connection rests for `pause` between an answer and its next request, so that the server is not saturated.
+pub(crate) fn run_paced(address: SocketAddr, host: &str, connections: usize, span: Duration, pause: Duration) -> Round {
     let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").into_bytes();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let done = Arc::new(AtomicBool::new(false));
     let mut latencies = runtime.block_on(async {
-        let clients: Vec<_> = (0..connections).map(|_| tokio::spawn(client(address, request.clone(), done.clone()))).collect();
+        let clients: Vec<_> = (0..connections).map(|_| tokio::spawn(client(address, request.clone(), pause, done.clone()))).collect();
         tokio::time::sleep(span).await;
         done.store(true, Ordering::Relaxed);
         let mut all = Vec::new();
@@ -39,7 +44,7 @@ pub(crate) fn run(address: SocketAddr, host: &str, connections: usize, span: Dur
     Round { requests_per_second: latencies.len() as f64 / span.as_secs_f64(), p50: at(0.5), p99: at(0.99) }
 }
 
-async fn client(address: SocketAddr, request: Vec<u8>, done: Arc<AtomicBool>) -> Vec<Duration> {
+async fn client(address: SocketAddr, request: Vec<u8>, pause: Duration, done: Arc<AtomicBool>) -> Vec<Duration> {
     let mut stream = TcpStream::connect(address).await.expect("the server listens");
     stream.set_nodelay(true).expect("a socket option");
     let mut buffer = vec![0; 16 << 10];
@@ -62,6 +67,9 @@ async fn client(address: SocketAddr, request: Vec<u8>, done: Arc<AtomicBool>) ->
         assert!(buffer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&buffer[..held]));
         assert_eq!(Some(held), length, "all responses have the same length");
         latencies.push(sent.elapsed());
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
     }
     latencies
 }

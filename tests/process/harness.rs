@@ -79,6 +79,10 @@ impl Process {
         Self::spawn(arguments[0], command.args(arguments).env_remove("DEWAR_NATS").env("NO_COLOR", "1"))
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn printed(&self) -> String {
         self.printed.lock().unwrap().clone()
     }
@@ -90,7 +94,7 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, signal: &str) {
-        let done = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        let done = Command::new("kill").args([signal, &self.id().to_string()]).status().unwrap();
         assert!(done.success(), "send {signal} to {}", self.name);
     }
 
