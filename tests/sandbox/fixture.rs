@@ -44,7 +44,8 @@ where
     })
 }
 
-fn runtime() -> &'static Runtime {
+/// What all tests run on.
+pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| Runtime::new().unwrap())
 }

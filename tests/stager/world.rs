@@ -113,12 +113,21 @@ impl World {
 
     /// With a limit on the time that buildpacks have.
     pub(crate) async fn lasting(max_duration: Duration) -> Self {
+        Self::with(sandboxes(), max_duration).await
+    }
+
+    /// With these sandboxes.
+    pub(crate) async fn with(sandboxes: Sandboxes, max_duration: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let world = Self::at(dir.path().to_owned(), max_duration).await;
+        let world = Self::set_up(dir.path().to_owned(), sandboxes, max_duration).await;
         Self { _dir: Some(dir), ..world }
     }
 
     pub(crate) async fn at(base: PathBuf, max_duration: Duration) -> Self {
+        Self::set_up(base, sandboxes(), max_duration).await
+    }
+
+    async fn set_up(base: PathBuf, sandboxes: Sandboxes, max_duration: Duration) -> Self {
         let files = Files::default();
         let served = Arc::clone(&files);
         let controller = Server::start(move |request| answer(&served, request)).await;
@@ -132,7 +141,7 @@ impl World {
         let droplets = DropletStore::open(&base.join("droplets"), transfers.clone()).unwrap();
         let egress = OperatorEgress::default();
         let settings = StagerConfig { base_dir: base.clone(), stacks: vec!["dewar".to_owned()], max_duration, inodes: 1000, egress };
-        let stager = Stager::new(settings, sandboxes(), droplets.clone(), transfers).unwrap();
+        let stager = Stager::new(settings, sandboxes, droplets.clone(), transfers).unwrap();
         let world = Self { base, stager, droplets, controller, files, _dir: None };
         world.serve("/driver.wasm", guest("tests/buildpack-driver"));
         world
