@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dewar_protocol::LogStream;
 use dewar_sandbox::{
-    CompileLimits, EgressPolicy, HttpLimits, InstanceSpec, NetworkConfig, Output, Quota, Sandbox, SandboxConfig, Sandboxes, compile_child,
+    CompileLimits, CpuQuota, EgressPolicy, HttpLimits, InstanceSpec, NetworkConfig, Output, Quota, Sandbox, SandboxConfig, Sandboxes,
+    compile_child,
 };
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::server::conn::http1;
@@ -115,7 +116,13 @@ async fn instance(wasm: &Path, dir: &Path) -> (SocketAddr, Sandbox) {
         environment: Vec::new(),
         app_dir: folder("app"),
         tmp_dir: folder("tmp"),
-        quota: Quota { memory: dewar_protocol::Bytes(256 << 20), disk: dewar_protocol::Bytes(1 << 20), inodes: 100, open_files: 64 },
+        quota: Quota {
+            memory: dewar_protocol::Bytes(256 << 20),
+            disk: dewar_protocol::Bytes(1 << 20),
+            inodes: 100,
+            open_files: 64,
+            cpu: CpuQuota::default(),
+        },
         listener: Some(listener),
         address,
         app: "bench".to_owned(),

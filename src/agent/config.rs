@@ -1,8 +1,8 @@
 //! What an operator decides: a file in the DEA's own YAML, checked as a whole before anything happens.
 //!
 //! A `dea.yml` is accepted as it is. Keys that only Warden, Ruby or later additions needed are taken note of and do nothing; unknown
-//! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `instance.ports.*`, `instance.http.*`, `compile.*`,
-//! `compat.*`, `logging.format`, limits under `staging.*`, and `egress.*`:
+//! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `instance.ports.*`, `instance.http.*`, `instance.cpu_cap`,
+//! `compile.*`, `compat.*`, `logging.format`, limits under `staging.*`, and `egress.*`:
 //! `egress.allow` (rules for all apps, added to their own), `egress.deny` (networks that no rule opens), `egress.deny_names` (host names
 //! that are not looked up) and `egress.ca_file` (authorities that guests trust for `https` besides the host's).
 
@@ -24,7 +24,7 @@ use std::time::Duration;
 use dewar_bus::BusConfig;
 use dewar_core::{Capacity, ExitedReasons, Intervals};
 use dewar_protocol::{Bytes, Secret};
-use dewar_sandbox::{CompileLimits, HttpLimits, OperatorEgress};
+use dewar_sandbox::{CompileLimits, CpuQuota, HttpLimits, OperatorEgress};
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
 
@@ -116,6 +116,8 @@ pub struct InstanceConfig {
     pub ports: RangeInclusive<u16>,
     /// Files and directories of one instance.
     pub inodes: u64,
+    /// CPU time of one instance.
+    pub cpu: CpuConfig,
     /// Limits on what reaches an http instance.
     pub http: HttpLimits,
 }
@@ -127,6 +129,29 @@ pub struct EgressConfig {
     pub operator: OperatorEgress,
     /// PEM file with certificates of authorities that are trusted for `https` besides those that the host trusts.
     pub ca_file: Option<PathBuf>,
+}
+
+/// What an instance may use of the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuConfig {
+    /// How many MiB of its memory quota are worth one share.
+    pub mib_per_share: u32,
+    /// The least shares of an instance.
+    pub min_shares: u32,
+    /// The most shares of an instance.
+    pub max_shares: u32,
+    /// Percent of one core that an instance gets at most; `None`: all there is.
+    pub cap: Option<u32>,
+}
+
+impl CpuConfig {
+    /// What an instance of this memory quota may use.
+    #[must_use]
+    pub fn quota(&self, memory: Bytes) -> CpuQuota {
+        let shares = (memory.0 >> 20) / u64::from(self.mib_per_share.max(1));
+        let shares = u32::try_from(shares).unwrap_or(u32::MAX);
+        CpuQuota { shares: shares.min(self.max_shares).max(self.min_shares), cap: self.cap }
+    }
 }
 
 /// Whether and how an agent stages.

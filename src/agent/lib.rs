@@ -40,6 +40,7 @@ mod test_server;
 pub use agent::{Agent, AgentError, AgentHandle};
 pub use base_dir::{BaseDirError, PidFileError};
 pub use config::{
-    AgentConfig, CompatConfig, ConfigError, DevAgent, EgressConfig, InstanceConfig, LogFormat, LoggingConfig, StagingSettings, StatusConfig,
+    AgentConfig, CompatConfig, ConfigError, CpuConfig, DevAgent, EgressConfig, InstanceConfig, LogFormat, LoggingConfig, StagingSettings,
+    StatusConfig,
 };
 pub use log_counts::LogCounts;

@@ -1,7 +1,7 @@
 //! One request on its way through a guest, and the answer on its way back.
 //!
-//! The guest runs in the task of the client's connection: first until there is the head of an answer, then whenever the body is
-//! polled. So a client that goes away takes its guest with it, and one that reads slowly slows it down. What a guest still has to
+//! The guest's work belongs to the task of the client's connection, which polls it first until there is the head of an answer, then
+//! whenever it polls the body. So a client that goes away takes its guest with it, and one that reads slowly slows it down. What a guest still has to
 //! do after its answer is complete, it does in a task of its own.
 
 use std::pin::Pin;
@@ -16,9 +16,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, Sleep, sleep_until};
 use wasmtime_wasi_http::{Error, WasiBody};
 
-use crate::guest::{Alarm, Metered, TRAP_GRACE};
+use crate::guest::{Alarm, TRAP_GRACE};
 use crate::http::App;
 use crate::pool::Worker;
+use crate::scheduled::Scheduled;
 
 /// How a guest's answer gets out of its store; an error is the guest's own error code.
 pub(crate) type Answering = oneshot::Sender<Result<Response<WasiBody>, String>>;
@@ -32,7 +33,7 @@ pub(crate) struct Ended {
 /// A guest at work on a request. Dropping it ends the guest's store, if it is not done.
 pub(crate) struct Exchange {
     app: Arc<App>,
-    work: Option<Metered<dyn Future<Output = Ended> + Send>>,
+    work: Option<Scheduled<Ended>>,
     alarm: Arc<Alarm>,
     start: Instant,
     deadline: Pin<Box<Sleep>>,
@@ -67,8 +68,7 @@ impl Exchange {
             let outcome = worker.call(request, answering).await;
             Ended { worker, outcome }
         };
-        let work: Pin<Box<dyn Future<Output = Ended> + Send>> = Box::pin(work);
-        let work = Some(app.cpu.meter(work));
+        let work = Some(app.cpu.schedule(work));
         // A guest that computes at the deadline is to trap first, since a trap says where it was.
         let deadline = Box::pin(sleep_until(deadline + TRAP_GRACE));
         (Self { app, work, alarm, start, deadline, trapped: false, _turn: turn }, head)

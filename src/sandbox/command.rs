@@ -8,7 +8,8 @@ use wasmtime::{Error, Store};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
 
 use crate::Exit;
-use crate::guest::{CpuClock, Guest, TRAP_GRACE};
+use crate::cpu::CpuAccount;
+use crate::guest::{Guest, TRAP_GRACE};
 use crate::instance::{Orders, Parts};
 use crate::trap;
 
@@ -18,10 +19,14 @@ pub(crate) async fn prepare(parts: Parts, pre: &CommandPre<Guest>) -> Result<Pin
     let mut store = blueprint.store(pre.engine()).map_err(|error| Exit::failed(format!("{error:#}")))?;
     store.data_mut().memory().begin_call().map_err(|refused| Exit::failed(refused.to_string()))?;
     store.data().alarm().set(Instant::now() + limits.startup_timeout);
-    let started = tokio::time::timeout(limits.startup_timeout + TRAP_GRACE, cpu.meter(Box::pin(pre.instantiate_async(&mut store)))).await;
-    let command = match started {
-        Ok(Ok(command)) => command,
-        Ok(Err(error)) => return Err(exit_of(&mut store, &error)),
+    let pre = pre.clone();
+    let starting = cpu.schedule(async move {
+        let started = pre.instantiate_async(&mut store).await;
+        (store, started)
+    });
+    let (store, command) = match tokio::time::timeout(limits.startup_timeout + TRAP_GRACE, starting).await {
+        Ok((store, Ok(command))) => (store, command),
+        Ok((mut store, Err(error))) => return Err(exit_of(&mut store, &error)),
         Err(_) => return Err(Exit::failed(format!("start-up code still waits after {:?}", limits.startup_timeout))),
     };
     store.data().alarm().clear();
@@ -34,9 +39,12 @@ pub(crate) async fn prepare(parts: Parts, pre: &CommandPre<Guest>) -> Result<Pin
     }))
 }
 
-async fn run(mut store: Store<Guest>, command: Command, cpu: Arc<CpuClock>, orders: Orders) -> Exit {
-    let running = cpu.meter(Box::pin(command.wasi_cli_run().call_run(&mut store)));
-    let outcome = tokio::select! {
+async fn run(mut store: Store<Guest>, command: Command, cpu: Arc<CpuAccount>, orders: Orders) -> Exit {
+    let running = cpu.schedule(async move {
+        let outcome = command.wasi_cli_run().call_run(&mut store).await;
+        (store, outcome)
+    });
+    let (mut store, outcome) = tokio::select! {
         biased;
         () = orders.kill.cancelled() => return Exit::killed(),
         () = orders.stop.cancelled() => return Exit::stopped(),

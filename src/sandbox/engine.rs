@@ -1,28 +1,16 @@
-//! The engines: their configuration, their clock and the threads that guests run on.
+//! The engines: their configuration.
 //!
 //! There are two. In the one for [`Calls::Concurrent`] wasmtime keeps a task for every call between guest and host, as WASI 0.3
 //! needs; a guest of WASI 0.2 has no use for that, and in the other one its calls cost a fraction.
-//!
-//! Guests have a tokio runtime of their own. A guest that burns CPU is put aside at every tick of the epoch; among themselves
-//! guests are served round robin, and the agent's own tasks never wait behind them because the operating system is fair.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use memchr::memmem;
 use sha2::{Digest, Sha256};
-use tokio::runtime::{Builder, Runtime};
 use tracing::warn;
-use wasmtime::{Config, Engine, EngineWeak, Error, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails};
+use wasmtime::{Config, Engine, Error, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails};
 
-/// How long a guest may compute before it lets others on its thread go first.
-const TICK: Duration = Duration::from_millis(5);
-/// After how many polled tasks a guest thread looks for new input and expired timers. Tokio's default of 61 would let a few
-/// spinning guests delay everybody's input by 61 ticks.
-const EVENT_INTERVAL: u32 = 8;
 /// Bytes of native stack of one call into a guest, most of it never touched.
 const STACK_BYTES: usize = 2 << 20;
 /// A component of several core modules has a few tables and instances for each memory.
@@ -154,66 +142,5 @@ impl Hasher for StableHasher {
     fn finish(&self) -> u64 {
         let digest = self.0.clone().finalize();
         digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
-    }
-}
-
-/// The engines' clock: a thread of the operating system, since a task of the runtime would starve just when it is needed.
-#[derive(Debug)]
-pub(crate) struct Ticker {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Ticker {
-    pub(crate) fn start(engines: Vec<EngineWeak>) -> std::io::Result<Self> {
-        let (stop, stopped) = channel::<()>();
-        let thread = std::thread::Builder::new().name("dewar-epoch".into()).spawn(move || {
-            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-                let running: Vec<Engine> = engines.iter().filter_map(EngineWeak::upgrade).collect();
-                if running.is_empty() {
-                    return;
-                }
-                running.iter().for_each(Engine::increment_epoch);
-            }
-        })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Ticker {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // The thread cannot panic, and a drop could not report it.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// The threads that guests run on. Dropping it from within a runtime is fine.
-#[derive(Debug)]
-pub(crate) struct GuestThreads(Option<Runtime>);
-
-impl GuestThreads {
-    pub(crate) fn start() -> std::io::Result<Self> {
-        let runtime = Builder::new_multi_thread()
-            .thread_name("dewar-guest")
-            .event_interval(EVENT_INTERVAL)
-            .on_thread_start(Engine::tls_eager_initialize)
-            .enable_all()
-            .build()?;
-        Ok(Self(Some(runtime)))
-    }
-
-    pub(crate) fn handle(&self) -> &tokio::runtime::Handle {
-        self.0.as_ref().expect("only drop takes the runtime").handle()
-    }
-}
-
-impl Drop for GuestThreads {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
     }
 }

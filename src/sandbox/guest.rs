@@ -1,21 +1,19 @@
 //! A guest's store: what it holds, what it is granted, what it may use.
 
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use dewar_protocol::{Bytes, LogStream};
 use wasmtime::component::{Linker, ResourceTable};
-use wasmtime::{Engine, Error, Result, Store, UpdateDeadline};
+use wasmtime::{Engine, Error, Result, Store};
 use wasmtime_wasi::filesystem::WasiFilesystemCtxView;
 use wasmtime_wasi::sockets::WasiSocketsView;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::engine::Calls;
+use crate::epoch;
 use crate::filesystem::{CountedFiles, CountedFilesystem, HasCountedFiles};
 use crate::handles::Handles;
 use crate::held;
@@ -159,7 +157,7 @@ impl Blueprint {
                 Err(Error::msg("still computing when its time was up"))
             } else {
                 store.data_mut().settle_held()?;
-                Ok(UpdateDeadline::Yield(1))
+                Ok(epoch::at_tick())
             }
         });
         Ok(store)
@@ -204,39 +202,5 @@ impl Alarm {
 
     pub(crate) fn has_gone(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|time| Instant::now() >= time)
-    }
-}
-
-/// CPU time of an instance.
-#[derive(Debug, Default)]
-pub(crate) struct CpuClock(AtomicU64);
-
-impl CpuClock {
-    pub(crate) fn total(&self) -> Duration {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed))
-    }
-
-    /// Counts the time that a future spends being polled. That is the time a guest had a core, including what the operating
-    /// system took from it meanwhile: reading the thread's own clock would cost a system call each time.
-    pub(crate) fn meter<F: Future + ?Sized>(self: &Arc<Self>, future: Pin<Box<F>>) -> Metered<F> {
-        Metered { future, cpu: self.clone() }
-    }
-}
-
-/// See [`CpuClock::meter`].
-pub(crate) struct Metered<F: ?Sized> {
-    future: Pin<Box<F>>,
-    cpu: Arc<CpuClock>,
-}
-
-impl<F: Future + ?Sized> Future for Metered<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let start = Instant::now();
-        let polled = self.future.as_mut().poll(cx);
-        let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.cpu.0.fetch_add(nanos, Ordering::Relaxed);
-        polled
     }
 }

@@ -24,7 +24,8 @@ use tracing::warn;
 use wasmtime_wasi_http::handler::ProxyPre;
 
 use crate::answer::Ended;
-use crate::guest::{CpuClock, Guest};
+use crate::cpu::CpuAccount;
+use crate::guest::Guest;
 use crate::instance::{Orders, Parts};
 use crate::limits::Refused;
 use crate::output::Log;
@@ -42,7 +43,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct App {
     pub(crate) pool: Arc<Pool>,
     pub(crate) limits: HttpLimits,
-    pub(crate) cpu: Arc<CpuClock>,
+    pub(crate) cpu: Arc<CpuAccount>,
     log: Arc<Log>,
     turns: Arc<Semaphore>,
     waiting: AtomicUsize,

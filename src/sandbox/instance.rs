@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime_wasi::FsPerms;
 
-use crate::guest::{Blueprint, CpuClock, Mount};
+use crate::cpu::{CpuAccount, CpuQuota};
+use crate::guest::{Blueprint, Mount};
 use crate::handles::Handles;
 use crate::ledger::{DiskLimit, Ledger};
 use crate::limits::MemoryBudget;
@@ -34,6 +35,8 @@ pub struct Quota {
     pub inodes: u64,
     /// Files and directories that it may have open at a time, all stores together. Each store may hold so many other handles too.
     pub open_files: u32,
+    /// CPU time of all its stores together.
+    pub cpu: CpuQuota,
 }
 
 /// Limits on what reaches an http instance.
@@ -190,7 +193,7 @@ pub(crate) struct Orders {
 /// What an instance has used.
 #[derive(Clone)]
 pub(crate) struct Meters {
-    pub(crate) cpu: Arc<CpuClock>,
+    pub(crate) cpu: Arc<CpuAccount>,
     pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) handles: Arc<Handles>,
@@ -247,9 +250,11 @@ pub(crate) async fn start(shared: &Arc<Shared>, spec: InstanceSpec) -> Result<Sa
     // A caller that does not want it any more must not leave it running.
     let prepared = AbortOnDropHandle::new(starting).await.unwrap_or_else(|panic| Err(Exit::broken(&panic)))?;
     let running = shared.threads.handle().spawn(prepared.run);
+    let cpu = prepared.meters.cpu.clone();
     let keeping = shared.clone();
     shared.threads.handle().spawn(async move {
         let exit = running.await.unwrap_or_else(|panic| Exit::broken(&panic));
+        cpu.is_gone().await;
         exited.send_replace(Some(exit));
         // Not before: with the last holder the threads end, and this task with them.
         drop(keeping);
@@ -273,7 +278,8 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
     let log = Log::new(spec.output);
     ledger.tell(log.clone());
     let handles = Handles::new(spec.quota.open_files, log.clone());
-    let meters = Meters { cpu: Arc::default(), memory: MemoryBudget::new(spec.quota.memory), ledger, handles };
+    let cpu = CpuAccount::new(shared.threads.slow(), spec.quota.cpu);
+    let meters = Meters { cpu, memory: MemoryBudget::new(spec.quota.memory), ledger, handles };
     let serve = (world == World::Command).then_some(spec.address);
     let network = InstanceNetwork::new(shared.networks.of_app(&spec.app), spec.egress);
     let blueprint = Blueprint {
@@ -308,7 +314,7 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
 pub(crate) struct Parts {
     pub(crate) shared: Arc<Shared>,
     pub(crate) blueprint: Blueprint,
-    pub(crate) cpu: Arc<CpuClock>,
+    pub(crate) cpu: Arc<CpuAccount>,
     pub(crate) orders: Orders,
     pub(crate) limits: HttpLimits,
     pub(crate) listener: Option<TcpListener>,

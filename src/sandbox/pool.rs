@@ -16,7 +16,8 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
 
 use crate::answer::{Answering, Watched};
-use crate::guest::{Blueprint, CpuClock, Guest, TRAP_GRACE};
+use crate::cpu::CpuAccount;
+use crate::guest::{Blueprint, Guest, TRAP_GRACE};
 use crate::limits::{Reclaim, Refused};
 
 /// How long a store may lie idle.
@@ -26,7 +27,7 @@ const IDLE: Duration = Duration::from_secs(30);
 pub(crate) struct Pool {
     pre: Arc<ProxyPre<Guest>>,
     blueprint: Blueprint,
-    cpu: Arc<CpuClock>,
+    cpu: Arc<CpuAccount>,
     startup_timeout: Duration,
     requests_per_store: u32,
     live: Arc<AtomicUsize>,
@@ -47,7 +48,7 @@ impl Pool {
     pub(crate) fn new(
         pre: Arc<ProxyPre<Guest>>,
         blueprint: Blueprint,
-        cpu: Arc<CpuClock>,
+        cpu: Arc<CpuAccount>,
         startup_timeout: Duration,
         requests_per_store: u32,
     ) -> Arc<Self> {
@@ -126,11 +127,14 @@ impl Pool {
         let mut store = self.blueprint.store(engine).map_err(refused)?;
         store.data_mut().memory().begin_call().map_err(|error| refused(error.into()))?;
         store.data().alarm().set(Instant::now() + self.startup_timeout);
-        let starting = self.cpu.meter(Box::pin(self.pre.instantiate_async(&mut store)));
-        let started = tokio::time::timeout(self.startup_timeout + TRAP_GRACE, starting).await;
-        match started {
-            Ok(Ok(proxy)) => Ok((store, proxy)),
-            Ok(Err(error)) => Err(NoStore::Failed(error, store.data_mut().take_refused_memory())),
+        let pre = self.pre.clone();
+        let starting = self.cpu.schedule(async move {
+            let started = pre.instantiate_async(&mut store).await;
+            (store, started)
+        });
+        match tokio::time::timeout(self.startup_timeout + TRAP_GRACE, starting).await {
+            Ok((store, Ok(proxy))) => Ok((store, proxy)),
+            Ok((mut store, Err(error))) => Err(NoStore::Failed(error, store.data_mut().take_refused_memory())),
             Err(_) => Err(NoStore::Waits(self.startup_timeout)),
         }
     }

@@ -14,8 +14,10 @@ use wasmtime::component::{Component, Linker};
 
 use crate::artifacts::Artifacts;
 use crate::compile::{CompileLimits, compile};
-use crate::engine::{self, Allocation, Calls, GuestThreads, Ticker, hex};
+use crate::engine::{self, Allocation, Calls, hex};
+use crate::epoch::Ticker;
 use crate::guest::{self, Guest};
+use crate::lanes::GuestThreads;
 use crate::network::{NetworkConfig, NetworkError, Networks};
 use crate::program::Compiled;
 use crate::{Buildpack, Exit, InstanceSpec, Program, ProgramError, Sandbox, instance};
@@ -116,8 +118,10 @@ impl Sandboxes {
         let artifacts = Artifacts::open(&config.state_dir, config.artifact_bytes)?;
         let networks = Networks::new(&config.network)?;
         let (blocking, concurrent) = (Machine::new(Calls::Blocking)?, Machine::new(Calls::Concurrent)?);
-        let ticker = Ticker::start(vec![blocking.engine.weak(), concurrent.engine.weak()]).map_err(EngineError::Threads)?;
-        let threads = GuestThreads::start().map_err(EngineError::Threads)?;
+        let ticks = Arc::default();
+        let ticker =
+            Ticker::start(vec![blocking.engine.weak(), concurrent.engine.weak()], Arc::clone(&ticks)).map_err(EngineError::Threads)?;
+        let threads = GuestThreads::start(ticks).map_err(EngineError::Threads)?;
         info!(allocation = %blocking.allocation, "wasm engines ready");
         Ok(Self(Arc::new(Shared {
             blocking,

@@ -16,6 +16,7 @@ use wasmtime_wasi::FsPerms;
 
 use self::bindings::BuildpackPre;
 use self::bindings::exports::dewar::buildpack::lifecycle::World as WitWorld;
+use crate::cpu::{CpuAccount, CpuQuota};
 use crate::guest::{Blueprint, Guest, Mount, TRAP_GRACE};
 use crate::handles::Handles;
 use crate::ledger::{DiskLimit, Ledger};
@@ -37,6 +38,8 @@ mod bindings {
 
 /// Descriptors, streams and other handles that a buildpack may hold at a time.
 const OPEN_FILES: u32 = 1024;
+/// Of the CPU, as the DEA gives to a staging task by default: twice what an instance has at most.
+const CPU_SHARES: u32 = 512;
 
 /// A buildpack, ready to run. Cheap to clone.
 #[derive(Clone)]
@@ -187,10 +190,22 @@ impl Buildpack {
     }
 }
 
+impl Linked {
+    async fn run<T>(&self, store: &mut Store<Guest>, call: Call<T>) -> wasmtime::Result<Result<T, String>> {
+        let buildpack = self.pre.instantiate_async(&mut *store).await?;
+        call(&buildpack, store).await
+    }
+}
+
 /// Calls one function of a buildpack.
 type Call<T> = for<'a> fn(&'a bindings::Buildpack, &'a mut Store<Guest>) -> BoxFuture<'a, wasmtime::Result<Result<T, String>>>;
 
-async fn run_step<T>(linked: Arc<Linked>, run: BuildpackRun, mounts: Vec<Mount>, call: Call<T>) -> Result<T, BuildpackError> {
+async fn run_step<T: Send + 'static>(
+    linked: Arc<Linked>,
+    run: BuildpackRun,
+    mounts: Vec<Mount>,
+    call: Call<T>,
+) -> Result<T, BuildpackError> {
     let limits = run.limits;
     let setup = |error: &dyn fmt::Display| BuildpackError::Setup(format!("{error:#}"));
     let writable: Vec<PathBuf> = mounts.iter().filter(|mount| mount.perms == FsPerms::ReadWrite).map(|mount| mount.host.clone()).collect();
@@ -218,11 +233,15 @@ async fn run_step<T>(linked: Arc<Linked>, run: BuildpackRun, mounts: Vec<Mount>,
     })?;
     store.data_mut().memory().begin_call().map_err(out_of_memory)?;
     store.data().alarm().set(Instant::now() + limits.wall);
-    let work = async {
-        let buildpack = linked.pre.instantiate_async(&mut store).await?;
-        call(&buildpack, &mut store).await
-    };
-    let outcome = tokio::select! {
+    let cpu = CpuAccount::new(linked.shared.threads.slow(), CpuQuota { shares: CPU_SHARES, cap: None });
+    let work = cpu.schedule({
+        let linked = linked.clone();
+        async move {
+            let outcome = linked.run(&mut store, call).await;
+            (store, outcome)
+        }
+    });
+    let (mut store, outcome) = tokio::select! {
         biased;
         () = run.stop.cancelled() => return Err(BuildpackError::Cancelled),
         outcome = tokio::time::timeout(limits.wall + TRAP_GRACE, work) => outcome.map_err(|_| BuildpackError::TimedOut(limits.wall))?,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dewar_protocol::{Bytes as Size, LogStream};
 use dewar_sandbox::{
-    CompileLimits, EgressPolicy, Exit, HttpLimits, InstanceSpec, Output, Program, Quota, Sandbox, SandboxConfig, Sandboxes, World,
+    CompileLimits, CpuQuota, EgressPolicy, Exit, HttpLimits, InstanceSpec, Output, Program, Quota, Sandbox, SandboxConfig, Sandboxes, World,
 };
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
@@ -137,7 +137,7 @@ impl Plan {
             world: None,
             arguments: vec!["app".into()],
             environment: Vec::new(),
-            quota: Quota { memory: Size(64 << 20), disk: Size(1 << 20), inodes: 100, open_files: 64 },
+            quota: Quota { memory: Size(64 << 20), disk: Size(1 << 20), inodes: 100, open_files: 64, cpu: CpuQuota::default() },
             app: format!("app-{}", APPS.fetch_add(1, Ordering::Relaxed)),
             egress: EgressPolicy::default(),
             http: HttpLimits::default(),
@@ -254,9 +254,23 @@ impl Instance {
         self.try_send(method, path, body.into()).await.unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.lines.all()))
     }
 
+    pub(crate) async fn try_send(&self, method: &str, path: &str, body: Bytes) -> Result<Answer, hyper::Error> {
+        self.client().try_send(method, path, body).await
+    }
+
+    /// Who sends requests to it, whether it lives or not.
+    pub(crate) fn client(&self) -> Client {
+        Client(self.address)
+    }
+}
+
+/// A client of an instance.
+pub(crate) struct Client(SocketAddr);
+
+impl Client {
     /// One request on a connection of its own.
     pub(crate) async fn try_send(&self, method: &str, path: &str, body: Bytes) -> Result<Answer, hyper::Error> {
-        let stream = TcpStream::connect(self.address).await.unwrap();
+        let stream = TcpStream::connect(self.0).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
         let request = http::Request::builder().method(method).uri(path).header("host", "app.test").body(Full::new(body)).unwrap();

@@ -246,7 +246,8 @@ async fn cpu_time() {
     assert!(waited < Duration::from_millis(200), "waiting is not computing: {waited:?}");
     app.ok("/spin?ms=300").await;
     let computed = app.sandbox.usage().cpu - waited;
-    assert!(computed > Duration::from_millis(150) && computed < Duration::from_secs(3), "{computed:?}");
+    // It spins for a time on the clock, and gets what the machine has left for it.
+    assert!(computed > Duration::from_millis(50) && computed <= Duration::from_millis(400), "{computed:?}");
 }
 
 async fn output() {

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails to unwrap fails its test")]
 
 mod command;
+mod cpu;
 mod disk;
 #[path = "../http/faults.rs"]
 mod faults;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(2);
     let suites = [
         command::trials(),
+        cpu::trials(),
         disk::trials(),
         http::trials(),
         http_limits::trials(),

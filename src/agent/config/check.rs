@@ -14,7 +14,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::egress::egress;
 use super::reader::{Findings, Reader};
-use super::{AgentConfig, CompatConfig, ConfigError, InstanceConfig, LogFormat, LoggingConfig, StagingSettings, StatusConfig};
+use super::{AgentConfig, CompatConfig, ConfigError, CpuConfig, InstanceConfig, LogFormat, LoggingConfig, StagingSettings, StatusConfig};
 use crate::log_counts::LogCounts;
 
 /// Keys of the DEA that need Warden, Ruby, or a part of the protocol that is not spoken here. They do nothing.
@@ -31,9 +31,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "hm9000",
     "hooks",
     "instance.bandwidth_limit",
-    "instance.max_cpu_share_limit",
-    "instance.memory_to_cpu_share_ratio",
-    "instance.min_cpu_share_limit",
     "instance.nproc_limit",
     "logging.syslog",
     "loggregator",
@@ -253,9 +250,21 @@ fn instance(reader: &mut Reader) -> InstanceConfig {
     let port = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
     InstanceConfig {
         ports: port(first)..=port(last),
+        cpu: cpu(reader),
         inodes: reader.integer("instance.disk_inode_limit", 200_000, 1..=BOUNDLESS),
         http: http(reader),
     }
+}
+
+fn cpu(reader: &mut Reader) -> CpuConfig {
+    let mut shares = |key, default| small(reader.integer(key, default, 1..=1 << 20));
+    let (min_shares, max_shares) = (shares("instance.min_cpu_share_limit", 1), shares("instance.max_cpu_share_limit", 256));
+    if min_shares > max_shares {
+        reader.error("instance.min_cpu_share_limit", "must not be greater than `instance.max_cpu_share_limit`");
+    }
+    let mib_per_share = small(reader.integer("instance.memory_to_cpu_share_ratio", 8, 1..=1 << 20));
+    let cap = reader.has("instance.cpu_cap").then(|| small(reader.integer("instance.cpu_cap", 100, 1..=100_000)));
+    CpuConfig { mib_per_share, min_shares, max_shares, cap }
 }
 
 fn http(reader: &mut Reader) -> HttpLimits {

@@ -119,6 +119,28 @@ fn a_deas_own_file_is_accepted() {
 }
 
 #[test]
+fn shares_follow_memory_and_a_cap_is_the_same_for_all() {
+    let cpu = |yaml: &str| AgentConfig::from_yaml(&format!("{LEAST}{yaml}")).unwrap().0.instance.cpu;
+    let shares = |cpu: CpuConfig, mib: u64| cpu.quota(Bytes(mib << 20)).shares;
+    let default = cpu("");
+    assert_eq!([4, 64, 256, 2048, 1 << 40].map(|mib| shares(default, mib)), [1, 8, 32, 256, 256]);
+    assert_eq!(default.quota(Bytes(0)).cap, None);
+    let given = cpu("instance: { memory_to_cpu_share_ratio: 4, min_cpu_share_limit: 10, max_cpu_share_limit: 20, cpu_cap: 150 }
+");
+    assert_eq!([4, 60, 1024].map(|mib| shares(given, mib)), [10, 15, 20]);
+    assert_eq!(given.quota(Bytes(0)).cap, Some(150));
+    assert_eq!(
+        errors(&format!("{LEAST}instance: {{ min_cpu_share_limit: 3, max_cpu_share_limit: 2, cpu_cap: 0 }}\n")),
+        [
+            "`instance.min_cpu_share_limit` must not be greater than `instance.max_cpu_share_limit`",
+            "`instance.cpu_cap` must be a whole number from 1 to 100000"
+        ]
+    );
+    let (config, _) = AgentConfig::from_yaml(&format!("{LEAST}instance: {{ cpu_cap: 50 }}\n")).unwrap();
+    assert!(config.effective_yaml().contains("cpu_cap: 50"), "{}", config.effective_yaml());
+}
+
+#[test]
 fn every_mistake_is_told_at_once_and_names_its_key() {
     let yaml = "
 base_dir: 7

@@ -101,8 +101,9 @@ impl Instances {
 
     fn quota(&self, spec: &SandboxSpec) -> Quota {
         let limits = spec.start.limits;
-        let inodes = self.0.means.settings.inodes;
-        Quota { memory: limits.mem.to_bytes(), disk: limits.disk.to_bytes(), inodes, open_files: limits.fds }
+        let settings = &self.0.means.settings;
+        let (memory, disk) = (limits.mem.to_bytes(), limits.disk.to_bytes());
+        Quota { memory, disk, inodes: settings.inodes, open_files: limits.fds, cpu: settings.cpu.quota(memory) }
     }
 
     fn environment(&self, spec: &SandboxSpec, port: &PortLease) -> Vec<(String, String)> {
