@@ -7,18 +7,40 @@ use wasip2::http::types::{IncomingBody as Raw, IncomingRequest};
 use wasip2::io::streams::InputStream;
 
 /// The body of a request. Nothing of it is read until the app asks, so it can be larger than the instance's memory.
-pub struct IncomingBody {
-    // Dropped in this order: the host traps when a body goes before its stream.
-    stream: Option<InputStream>,
-    _raw: Option<Raw>,
+pub struct IncomingBody(Source);
+
+enum Source {
+    /// Most apps never look: what it takes to read costs calls of the host.
+    Untouched(IncomingRequest),
+    // Dropped in this order: the host traps when a body goes before its stream, or a stream before its request.
+    Open {
+        stream: Option<InputStream>,
+        _raw: Option<Raw>,
+        _request: IncomingRequest,
+    },
+    /// Only while one becomes the other.
+    Opening,
 }
 
 impl IncomingBody {
-    pub(crate) fn of(request: &IncomingRequest) -> IncomingBody {
-        // Only the first call for a request can fail to find a body or a stream, and this is it.
-        let raw = request.consume().ok();
-        let stream = raw.as_ref().and_then(|raw| raw.stream().ok());
-        IncomingBody { stream, _raw: raw }
+    pub(crate) fn of(request: IncomingRequest) -> IncomingBody {
+        IncomingBody(Source::Untouched(request))
+    }
+
+    fn stream(&mut self) -> Option<&mut InputStream> {
+        self.0 = match std::mem::replace(&mut self.0, Source::Opening) {
+            Source::Untouched(request) => {
+                // Only the first call for a request can fail to find a body or a stream, and this is it.
+                let raw = request.consume().ok();
+                let stream = raw.as_ref().and_then(|raw| raw.stream().ok());
+                Source::Open { stream, _raw: raw, _request: request }
+            }
+            open => open,
+        };
+        match &mut self.0 {
+            Source::Open { stream, .. } => stream.as_mut(),
+            Source::Untouched(_) | Source::Opening => None,
+        }
     }
 
     /// All of the body.
@@ -35,10 +57,10 @@ impl IncomingBody {
 
 impl Read for IncomingBody {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.stream {
-            Some(stream) if !buffer.is_empty() => stream.read(buffer),
-            _ => Ok(0),
+        if buffer.is_empty() {
+            return Ok(0);
         }
+        self.stream().map_or(Ok(0), |stream| stream.read(buffer))
     }
 }
 

@@ -86,11 +86,13 @@ pub const fn is_handler<R: IntoResponse>(_handle: fn(Request) -> R) {}
 
 /// What `#[dewar_guest::http]` calls for each request.
 pub fn respond<R: IntoResponse>(handle: impl FnOnce(Request) -> R, raw: wasi::IncomingRequest, out: wasi::ResponseOutparam) {
-    let mut response = match request_of(&raw) {
+    let method = raw.method();
+    let is_head = matches!(method, wasi::Method::Head);
+    let mut response = match request_of(method, raw) {
         Ok(request) => handle(request).into_response(),
         Err(refusal) => refusal.into_response(),
     };
-    if matches!(raw.method(), wasi::Method::Head) {
+    if is_head {
         announce_only(&mut response);
     }
     if let Err(cause) = send(response, out) {
@@ -98,19 +100,18 @@ pub fn respond<R: IntoResponse>(handle: impl FnOnce(Request) -> R, raw: wasi::In
     }
 }
 
-fn request_of(raw: &wasi::IncomingRequest) -> Result<Request, (StatusCode, String)> {
+fn request_of(method: wasi::Method, raw: wasi::IncomingRequest) -> Result<Request, (StatusCode, String)> {
     let bad = |what: &str| (StatusCode::BAD_REQUEST, format!("{what} cannot be understood\n"));
 
-    let mut request = Request::new(IncomingBody::of(raw));
-    *request.method_mut() = method_of(raw.method()).ok_or_else(|| bad("the method"))?;
+    let method = method_of(method).ok_or_else(|| bad("the method"))?;
     let path = raw.path_with_query().unwrap_or_else(|| "/".to_owned());
-    *request.uri_mut() = path.parse::<Uri>().map_err(|_| bad("the path"))?;
+    let uri = Uri::try_from(path).map_err(|_| bad("the path"))?;
 
     let fields = raw.headers().entries();
     let mut headers = HeaderMap::try_with_capacity(fields.len()).map_err(|_| bad("so many headers"))?;
     for (name, value) in fields {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad("a header's name"))?;
-        let value = HeaderValue::from_bytes(&value).map_err(|_| bad("a header's value"))?;
+        let value = HeaderValue::try_from(value).map_err(|_| bad("a header's value"))?;
         headers.try_append(name, value).map_err(|_| bad("so many headers"))?;
     }
     // Where a server keeps `host` apart from the headers, an app expects to find it among them all the same.
@@ -120,6 +121,9 @@ fn request_of(raw: &wasi::IncomingRequest) -> Result<Request, (StatusCode, Strin
     {
         headers.insert(http::header::HOST, value);
     }
+    let mut request = Request::new(IncomingBody::of(raw));
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
     *request.headers_mut() = headers;
     Ok(request)
 }
@@ -174,7 +178,7 @@ fn send(mut response: Response, out: wasi::ResponseOutparam) -> Result<(), Strin
 
     // An unfinished body is dropped by the early return, which tells the host that the response is not whole.
     let stream = body.write().map_err(|()| "the body has no stream".to_owned())?;
-    let mut writer = BodyWriter(&stream);
+    let mut writer = BodyWriter { stream: &stream, unflushed: false };
     content.write_to(&mut writer).map_err(|e| e.to_string())?;
     match writer.flush() {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.to_string()),
@@ -186,12 +190,17 @@ fn send(mut response: Response, out: wasi::ResponseOutparam) -> Result<(), Strin
 }
 
 fn raw_response(response: &Response) -> Result<wasi::OutgoingResponse, String> {
-    let fields = wasi::Fields::new();
-    for (name, value) in response.headers() {
-        fields.append(name.as_str(), value.as_bytes()).map_err(|e| format!("header {name}: {e}"))?;
-    }
+    let headers: Vec<_> = response.headers().iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_owned())).collect();
+    let fields = wasi::Fields::from_list(&headers).map_err(|e| {
+        let alone = |header| wasi::Fields::from_list(std::slice::from_ref(header));
+        let refused = headers.iter().find(|header| alone(header).is_err());
+        refused.map_or_else(|| format!("the headers: {e}"), |(name, _)| format!("header {name}: {e}"))
+    })?;
     let raw = wasi::OutgoingResponse::new(fields);
-    raw.set_status_code(response.status().as_u16()).map_err(|()| format!("status {} was refused", response.status()))?;
+    // With 200 it begins.
+    if response.status() != StatusCode::OK {
+        raw.set_status_code(response.status().as_u16()).map_err(|()| format!("status {} was refused", response.status()))?;
+    }
     Ok(raw)
 }
 
@@ -203,27 +212,39 @@ fn may_announce_length(response: &Response) -> bool {
     !bodiless && !headers.contains_key(http::header::CONTENT_LENGTH) && !headers.contains_key(http::header::TRANSFER_ENCODING)
 }
 
+/// What the host takes, flushes and waits for in a single call.
+const SMALL_WRITE: usize = 4096;
+
 /// Writes as much as the host takes at once, and waits when it takes none.
-struct BodyWriter<'a>(&'a OutputStream);
+struct BodyWriter<'a> {
+    stream: &'a OutputStream,
+    unflushed: bool,
+}
 
 impl Write for BodyWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.is_empty() {
             return Ok(0);
         }
+        if bytes.len() <= SMALL_WRITE {
+            self.stream.blocking_write_and_flush(bytes).map_err(gone)?;
+            self.unflushed = false;
+            return Ok(bytes.len());
+        }
         loop {
-            let room = usize::try_from(self.0.check_write().map_err(gone)?).unwrap_or(usize::MAX);
+            let room = usize::try_from(self.stream.check_write().map_err(gone)?).unwrap_or(usize::MAX);
             if room > 0 {
                 let length = bytes.len().min(room);
-                self.0.write(&bytes[..length]).map_err(gone)?;
+                self.stream.write(&bytes[..length]).map_err(gone)?;
+                self.unflushed = true;
                 return Ok(length);
             }
-            self.0.subscribe().block();
+            self.stream.subscribe().block();
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.blocking_flush().map_err(gone)
+        if std::mem::take(&mut self.unflushed) { self.stream.blocking_flush().map_err(gone) } else { Ok(()) }
     }
 }
 
