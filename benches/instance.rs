@@ -1,7 +1,11 @@
 //! How much of a bare server's throughput an instance keeps, and how much of raw wasmtime's.
 //!
-//! Three servers of the same small response, loaded in turn, three rounds: bare hyper, an instance of `examples/hello` on its own
-//! port, and calls of the same component without any HTTP around. What counts are the ratios within this run.
+//! Servers of the same small response, loaded in turn, three rounds: bare hyper, an instance of `examples/hello` on its own port
+//! whose stores are used again, one that has a fresh store for each request, and calls of the same component without any HTTP
+//! around. What counts are the ratios within this run.
+//!
+//! With `serve hyper`, `serve reuse COMPONENT` or `serve fresh COMPONENT` it is one of the servers for others to load: it prints
+//! its URL and serves until its standard input ends.
 
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures for people")]
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a report; what fails ends it")]
@@ -19,8 +23,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dewar_protocol::LogStream;
 use dewar_sandbox::{
-    CompileLimits, CpuQuota, EgressPolicy, HttpLimits, InstanceSpec, NetworkConfig, Output, Quota, Sandbox, SandboxConfig, Sandboxes,
-    compile_child,
+    CompileLimits, CpuQuota, EgressPolicy, HttpLimits, InstanceSpec, Instances, NetworkConfig, Output, Quota, Sandbox, SandboxConfig,
+    Sandboxes, compile_child,
 };
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::server::conn::http1;
@@ -42,31 +46,57 @@ fn main() -> ExitCode {
         return compile_child();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [verb, mode, component @ ..] = words.as_slice()
+        && verb == "serve"
+    {
+        serve(&runtime, mode, component.first().map(Path::new));
+        return ExitCode::SUCCESS;
+    }
     let hello = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests/examples/hello.wasm");
     assert!(hello.exists(), "{} is missing: run `sh guest-sdk/build.sh` first", hello.display());
     let dir = tempfile::tempdir().unwrap();
     let bare = runtime.block_on(bare_hyper());
-    let (address, sandbox) = runtime.block_on(instance(&hello, dir.path()));
+    let (reuse, kept) = runtime.block_on(instance(&hello, &dir.path().join("reuse"), Instances::Reuse));
+    let (fresh, unkept) = runtime.block_on(instance(&hello, &dir.path().join("fresh"), Instances::Fresh));
 
-    let mut figures: [Vec<f64>; 3] = Default::default();
-    println!("round  bare hyper, instance, raw calls");
+    let mut figures: [Vec<f64>; 4] = Default::default();
+    println!("round  bare hyper, instance, instance with fresh stores, raw calls");
     for round in 1..=ROUNDS {
         let hyper = load::run(bare, "hello.localhost", CONNECTIONS, SPAN);
-        let ours = load::run(address, "hello.localhost", CONNECTIONS, SPAN);
+        let reuse = load::run(reuse, "hello.localhost", CONNECTIONS, SPAN);
+        let fresh = load::run(fresh, "hello.localhost", CONNECTIONS, SPAN);
         let raw = runtime.block_on(raw_calls(&hello));
-        println!(
-            "{round}      {:>8.0}/s p50 {:>6.0?} p99 {:>6.0?}  {:>8.0}/s p50 {:>6.0?} p99 {:>6.0?}  {:>8.0}/s on one core",
-            hyper.requests_per_second, hyper.p50, hyper.p99, ours.requests_per_second, ours.p50, ours.p99, raw
-        );
-        for (list, figure) in figures.iter_mut().zip([hyper.requests_per_second, ours.requests_per_second, raw]) {
-            list.push(figure);
-        }
+        let shown =
+            [hyper, reuse, fresh].map(|load| format!("{:>8.0}/s p50 {:>6.0?} p99 {:>6.0?}", load.requests_per_second, load.p50, load.p99));
+        println!("{round}      {}  {raw:>8.0}/s on one core", shown.join("  "));
+        let rates = [hyper.requests_per_second, reuse.requests_per_second, fresh.requests_per_second, raw];
+        figures.iter_mut().zip(rates).for_each(|(list, rate)| list.push(rate));
     }
-    let [hyper, ours, raw] = figures.map(load::median);
-    println!("instance ÷ bare hyper: {:.2}", ours / hyper);
-    println!("instance ÷ raw calls on one core: {:.2}", ours / raw);
-    sandbox.kill();
+    let [hyper, reuse, fresh, raw] = figures.map(load::median);
+    println!("instance ÷ bare hyper: {:.2}", reuse / hyper);
+    println!("instance ÷ raw calls on one core: {:.2}", reuse / raw);
+    println!("instance with fresh stores ÷ instance: {:.2}", fresh / reuse);
+    kept.kill();
+    unkept.kill();
     ExitCode::SUCCESS
+}
+
+/// Serves for others to load, until standard input ends.
+fn serve(runtime: &tokio::runtime::Runtime, mode: &str, component: Option<&Path>) {
+    let dir = tempfile::tempdir().unwrap();
+    let component = || component.expect("a component to serve");
+    let (address, _sandbox) = match mode {
+        "hyper" => (runtime.block_on(bare_hyper()), None),
+        "reuse" | "fresh" => {
+            let instances = if mode == "fresh" { Instances::Fresh } else { Instances::Reuse };
+            let (address, sandbox) = runtime.block_on(instance(component(), dir.path(), instances));
+            (address, Some(sandbox))
+        }
+        other => panic!("hyper, reuse or fresh, not {other}"),
+    };
+    println!("http://{address}/");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
 }
 
 async fn bare_hyper() -> SocketAddr {
@@ -92,7 +122,7 @@ impl Output for Discard {
     fn line(&self, _stream: LogStream, _text: &str) {}
 }
 
-async fn instance(wasm: &Path, dir: &Path) -> (SocketAddr, Sandbox) {
+async fn instance(wasm: &Path, dir: &Path, instances: Instances) -> (SocketAddr, Sandbox) {
     let config = SandboxConfig {
         state_dir: dir.join("state"),
         compiler: std::env::current_exe().unwrap(),
@@ -106,7 +136,7 @@ async fn instance(wasm: &Path, dir: &Path) -> (SocketAddr, Sandbox) {
     let address = listener.local_addr().unwrap();
     let folder = |name: &str| -> PathBuf {
         let path = dir.join(name);
-        std::fs::create_dir(&path).unwrap();
+        std::fs::create_dir_all(&path).unwrap();
         path
     };
     let spec = InstanceSpec {
@@ -127,7 +157,7 @@ async fn instance(wasm: &Path, dir: &Path) -> (SocketAddr, Sandbox) {
         address,
         app: "bench".to_owned(),
         egress: EgressPolicy::default(),
-        http: HttpLimits::default(),
+        http: HttpLimits { instances, ..HttpLimits::default() },
         output: Arc::new(Discard),
     };
     (address, sandboxes.start(spec).await.unwrap())

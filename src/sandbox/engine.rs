@@ -5,14 +5,21 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::sync::LazyLock;
 
 use memchr::memmem;
 use sha2::{Digest, Sha256};
 use tracing::warn;
-use wasmtime::{Config, Engine, Error, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails};
+use wasmtime::{Config, Enabled, Engine, Error, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails};
 
 /// Bytes of native stack of one call into a guest, most of it never touched.
 const STACK_BYTES: usize = 2 << 20;
+/// What a guest has written in its memory is put back as it was, page by page, for the next that uses the same place, up to so
+/// many bytes; what lies beyond is unmapped, and faulted in again. So a store that is made anew for each request meets pages that
+/// are there, and no other core has to forget any. At most 100 places that nobody uses keep their pages.
+const MEMORY_KEPT: usize = 1 << 20;
+/// Likewise of a table.
+const TABLE_KEPT: usize = 32 << 10;
 /// A component of several core modules has a few tables and instances for each memory.
 const TABLES_PER_MEMORY: u32 = 3;
 const CORE_INSTANCES_PER_MEMORY: u32 = 6;
@@ -95,6 +102,12 @@ pub(crate) fn running(calls: Calls) -> Result<(Engine, Allocation), Error> {
     }
 }
 
+/// Whether memories can be made that could be done without: half of the pool is kept for others.
+pub(crate) fn has_room(engine: &Engine) -> bool {
+    static HALF: LazyLock<usize> = LazyLock::new(|| usize::try_from(pool_size() / 2).unwrap_or(0));
+    engine.pooling_allocator_metrics().is_none_or(|metrics| metrics.memories() < *HALF)
+}
+
 /// One linear memory per MiB of the host's memory, which is about what the smallest guest takes, up to 10,000.
 fn pool_size() -> u32 {
     let info = rustix::system::sysinfo();
@@ -114,7 +127,12 @@ fn pool(memories: u32) -> PoolingAllocationConfig {
         .total_stacks(memories.div_ceil(2))
         .max_memories_per_component(32)
         .max_tables_per_component(64)
-        .max_core_instances_per_component(200);
+        .max_core_instances_per_component(200)
+        .table_keep_resident(TABLE_KEPT);
+    // Without a kernel that tells which pages were written, all of them would have to be put back.
+    if PoolingAllocationConfig::is_pagemap_scan_available() {
+        pool.pagemap_scan(Enabled::Yes).linear_memory_keep_resident(MEMORY_KEPT);
+    }
     pool
 }
 

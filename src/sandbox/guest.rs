@@ -1,6 +1,5 @@
 //! A guest's store: what it holds, what it is granted, what it may use.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,12 +8,13 @@ use wasmtime::component::{Linker, ResourceTable};
 use wasmtime::{Engine, Error, Result, Store};
 use wasmtime_wasi::filesystem::WasiFilesystemCtxView;
 use wasmtime_wasi::sockets::WasiSocketsView;
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::engine::Calls;
 use crate::epoch;
 use crate::filesystem::{CountedFiles, CountedFilesystem, HasCountedFiles};
+use crate::given::{Given, Handover, HasHandover};
 use crate::handles::Handles;
 use crate::held;
 use crate::ledger::Ledger;
@@ -37,6 +37,7 @@ const OWN_RESOURCES: usize = 128;
 /// What a store holds besides the guest's memory.
 pub(crate) struct Guest {
     wasi: WasiCtx,
+    given: Arc<Given>,
     table: ResourceTable,
     http: WasiHttpCtx,
     outbound: Outbound,
@@ -89,6 +90,10 @@ fn lookup(guest: &mut Guest) -> Lookup<'_> {
     Lookup { network: guest.outbound.network(), inner: guest.sockets() }
 }
 
+fn handover(guest: &mut Guest) -> Handover<'_> {
+    Handover { given: &guest.given, table: &mut guest.table }
+}
+
 /// Everything that any guest is granted. WASI 0.3 comes without files and sockets: those of 0.2 are the ones under quota.
 pub(crate) fn linker(engine: &Engine, calls: Calls) -> Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
@@ -98,29 +103,22 @@ pub(crate) fn linker(engine: &Engine, calls: Calls) -> Result<Linker<Guest>> {
     wasmtime_wasi::p2::bindings::filesystem::types::add_to_linker::<Guest, HasCountedFiles>(&mut linker, counted_filesystem)?;
     wasmtime_wasi::p2::bindings::sockets::ip_name_lookup::add_to_linker::<Guest, HasLookup>(&mut linker, lookup)?;
     outbound::handler::add_to_linker(&mut linker)?;
-    linker.allow_shadowing(false);
+    wasmtime_wasi::p2::bindings::filesystem::preopens::add_to_linker::<Guest, HasHandover>(&mut linker, handover)?;
+    wasmtime_wasi::p2::bindings::cli::environment::add_to_linker::<Guest, HasHandover>(&mut linker, handover)?;
     if calls == Calls::Concurrent {
         wasmtime_wasi::p3::cli::add_to_linker(&mut linker)?;
+        wasmtime_wasi::p3::bindings::cli::environment::add_to_linker::<Guest, HasHandover>(&mut linker, handover)?;
         wasmtime_wasi::p3::clocks::add_to_linker(&mut linker)?;
         wasmtime_wasi::p3::random::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     }
+    linker.allow_shadowing(false);
     Ok(linker)
-}
-
-/// A directory that a guest sees.
-#[derive(Debug, Clone)]
-pub(crate) struct Mount {
-    pub(crate) host: PathBuf,
-    pub(crate) guest: &'static str,
-    pub(crate) perms: FsPerms,
 }
 
 /// How to make a store for one instance; all its stores draw on the same quotas.
 pub(crate) struct Blueprint {
-    pub(crate) arguments: Vec<String>,
-    pub(crate) environment: Vec<(String, String)>,
-    pub(crate) mounts: Vec<Mount>,
+    pub(crate) given: Arc<Given>,
     pub(crate) sockets: Sockets,
     pub(crate) outbound: Outbound,
     pub(crate) log: Arc<Log>,
@@ -133,13 +131,14 @@ impl Blueprint {
     /// A new store, nothing in it yet.
     pub(crate) fn store(&self, engine: &Engine) -> Result<Store<Guest>> {
         // First of all: what does not fit costs nothing to refuse.
-        let memory = StoreMemory::new(self.memory.clone(), STORE_BYTES + self.texts())?;
+        let memory = StoreMemory::new(self.memory.clone(), STORE_BYTES + self.given.texts())?;
         let mut table = ResourceTable::new();
         table.set_max_capacity(usize::try_from(self.handles.limit())?.saturating_add(OWN_RESOURCES));
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELD_BYTES);
         let guest = Guest {
-            wasi: self.wasi()?,
+            wasi: self.wasi(),
+            given: self.given.clone(),
             table,
             http,
             outbound: self.outbound.clone(),
@@ -163,24 +162,13 @@ impl Blueprint {
         Ok(store)
     }
 
-    /// Bytes of arguments and environment, of which each store has a copy.
-    fn texts(&self) -> u64 {
-        let variables = self.environment.iter().map(|(name, value)| name.len() + value.len());
-        self.arguments.iter().map(String::len).chain(variables).map(|bytes| bytes as u64 + 64).sum()
-    }
-
-    fn wasi(&self) -> Result<WasiCtx> {
+    fn wasi(&self) -> WasiCtx {
         let mut wasi = WasiCtxBuilder::new();
-        wasi.args(&self.arguments)
-            .envs(&self.environment)
-            .stdout(Lines::new(self.log.clone(), LogStream::Out))
+        wasi.stdout(Lines::new(self.log.clone(), LogStream::Out))
             .stderr(Lines::new(self.log.clone(), LogStream::Err))
             .max_random_size(RANDOM_BYTES);
-        for mount in &self.mounts {
-            wasi.preopened_dir(&mount.host, mount.guest, mount.perms)?;
-        }
         self.sockets.grant(&mut wasi);
-        Ok(wasi.build())
+        wasi.build()
     }
 }
 

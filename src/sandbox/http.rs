@@ -30,7 +30,7 @@ use crate::instance::{Orders, Parts};
 use crate::limits::Refused;
 use crate::output::Log;
 use crate::pool::{NoStore, Pool};
-use crate::{Exit, HttpLimits, serve, trap};
+use crate::{Exit, HttpLimits, Instances, serve, trap};
 
 /// So many failures in a row are a crash.
 const FAILURES: u32 = 3;
@@ -159,7 +159,7 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
     listener.set_nonblocking(true).map_err(unusable)?;
     let listener = TcpListener::from_std(listener).map_err(unusable)?;
     let log = blueprint.log.clone();
-    let pool = Pool::new(pre, blueprint, cpu.clone(), limits.startup_timeout, limits.requests_per_store);
+    let pool = Pool::new(pre, blueprint, cpu.clone(), &limits);
     let first = pool.take().await.map_err(|cause| exit_of(&cause))?;
     pool.keep(first);
     let app = Arc::new(App {
@@ -187,6 +187,7 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
                 crash.unwrap_or_else(|| Exit::failed("crashed"))
             }
             () = run(listener, &app, &orders, &mut connections) => Exit::stopped(),
+            never = app.pool.prepare(), if app.limits.instances == Instances::Fresh => match never {},
         };
         connections.shutdown().await;
         app.ended.cancel();

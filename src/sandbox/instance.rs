@@ -14,7 +14,8 @@ use tokio_util::task::AbortOnDropHandle;
 use wasmtime_wasi::FsPerms;
 
 use crate::cpu::{CpuAccount, CpuQuota};
-use crate::guest::{Blueprint, Mount};
+use crate::given::{Given, Mount};
+use crate::guest::Blueprint;
 use crate::handles::Handles;
 use crate::ledger::{DiskLimit, Ledger};
 use crate::limits::MemoryBudget;
@@ -64,8 +65,20 @@ pub struct HttpLimits {
     pub response_timeout: Duration,
     /// From the head's arrival to the last byte of the response.
     pub total_timeout: Duration,
-    /// How many requests a store answers before it is replaced by a fresh one.
+    /// Whether a store answers more than one request.
+    pub instances: Instances,
+    /// How many requests a store answers before it is replaced by a fresh one; of no meaning for [`Instances::Fresh`].
     pub requests_per_store: u32,
+}
+
+/// What a request meets of those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Instances {
+    /// The state that others left in memory: a store answers many requests, one after the other.
+    #[default]
+    Reuse,
+    /// None: each request has a store that was never used. Costs more; stores are made ahead where memory allows.
+    Fresh,
 }
 
 impl Default for HttpLimits {
@@ -80,6 +93,7 @@ impl Default for HttpLimits {
             response_body: Bytes(1 << 30),
             head_timeout: Duration::from_secs(60),
             startup_timeout: Duration::from_secs(60),
+            instances: Instances::default(),
             requests_per_store: 10_000,
             response_timeout: Duration::from_secs(60),
             total_timeout: Duration::from_secs(900),
@@ -282,13 +296,14 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
     let meters = Meters { cpu, memory: MemoryBudget::new(spec.quota.memory), ledger, handles };
     let serve = (world == World::Command).then_some(spec.address);
     let network = InstanceNetwork::new(shared.networks.of_app(&spec.app), spec.egress);
+    let mounts = [
+        Mount { host: spec.app_dir, guest: "/app", perms: FsPerms::ReadWrite },
+        Mount { host: spec.tmp_dir, guest: "/tmp", perms: FsPerms::ReadWrite },
+    ];
+    let given = Given::new(spec.arguments, spec.environment, &mounts);
+    let given = given.map_err(|error| Exit::failed(format!("the instance's directories cannot be opened: {error}")))?;
     let blueprint = Blueprint {
-        arguments: spec.arguments,
-        environment: spec.environment,
-        mounts: vec![
-            Mount { host: spec.app_dir, guest: "/app", perms: FsPerms::ReadWrite },
-            Mount { host: spec.tmp_dir, guest: "/tmp", perms: FsPerms::ReadWrite },
-        ],
+        given,
         sockets: Sockets { serve, network: network.clone() },
         outbound: Outbound::new(network, log.clone()),
         log,

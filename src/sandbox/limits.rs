@@ -55,6 +55,11 @@ impl MemoryBudget {
         Bytes(self.used.load(Ordering::Relaxed))
     }
 
+    /// What is left.
+    pub(crate) fn room(&self) -> u64 {
+        self.limit.saturating_sub(self.used.load(Ordering::Relaxed))
+    }
+
     /// The most that was in use at a time.
     pub(crate) fn peak(&self) -> Bytes {
         Bytes(self.peak.load(Ordering::Relaxed))
@@ -145,6 +150,11 @@ impl StoreMemory {
     pub(crate) fn new(budget: Arc<MemoryBudget>, bytes: u64) -> Result<Self, Refused> {
         budget.take(bytes)?;
         Ok(Self { budget, charged: bytes, held: 0, calling: false, pending: 0, refused: None })
+    }
+
+    /// What it is charged now.
+    pub(crate) fn charged(&self) -> u64 {
+        self.charged
     }
 
     /// Charges for a call into the guest until [`Self::end_call`].

@@ -2,15 +2,19 @@
 //!
 //! All of them live within the instance's memory budget. A store that lies idle is dropped when another needs its memory, or
 //! when it has not been used for [`IDLE`]; the last one stays.
+//!
+//! Where each request is to have a store of its own ([`Instances::Fresh`]), up to [`PREPARED`] are made ahead, and those that have
+//! answered are dropped, off the way of requests.
 
+use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use wasmtime::component::Accessor;
-use wasmtime::{Error, PoolConcurrencyLimitError, Store};
+use wasmtime::{Engine, Error, PoolConcurrencyLimitError, Store};
 use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
@@ -19,9 +23,13 @@ use crate::answer::{Answering, Watched};
 use crate::cpu::CpuAccount;
 use crate::guest::{Blueprint, Guest, TRAP_GRACE};
 use crate::limits::{Reclaim, Refused};
+use crate::{HttpLimits, Instances, engine};
 
 /// How long a store may lie idle.
 const IDLE: Duration = Duration::from_secs(30);
+
+/// How many stores wait for requests that each need a fresh one, and how many that are used up wait for their end.
+const PREPARED: usize = 16;
 
 /// Makes stores, keeps those that are idle.
 pub(crate) struct Pool {
@@ -32,6 +40,13 @@ pub(crate) struct Pool {
     requests_per_store: u32,
     live: Arc<AtomicUsize>,
     idle: Mutex<Vec<Worker>>,
+    /// Used up, to be dropped by [`Self::prepare`].
+    spent: Mutex<Vec<Worker>>,
+    instances: Instances,
+    /// What the last store was charged when it was made, a call included.
+    store_bytes: AtomicU64,
+    /// There is something for [`Self::prepare`] to do.
+    taken: Notify,
     /// Somebody gave a store back, or dropped one.
     released: Arc<Notify>,
 }
@@ -45,19 +60,17 @@ pub(crate) enum NoStore {
 }
 
 impl Pool {
-    pub(crate) fn new(
-        pre: Arc<ProxyPre<Guest>>,
-        blueprint: Blueprint,
-        cpu: Arc<CpuAccount>,
-        startup_timeout: Duration,
-        requests_per_store: u32,
-    ) -> Arc<Self> {
+    pub(crate) fn new(pre: Arc<ProxyPre<Guest>>, blueprint: Blueprint, cpu: Arc<CpuAccount>, limits: &HttpLimits) -> Arc<Self> {
         let pool = Arc::new(Self {
             pre,
             blueprint,
             cpu,
-            startup_timeout,
-            requests_per_store,
+            startup_timeout: limits.startup_timeout,
+            requests_per_store: if limits.instances == Instances::Fresh { 1 } else { limits.requests_per_store },
+            instances: limits.instances,
+            spent: Mutex::new(Vec::new()),
+            store_bytes: AtomicU64::new(0),
+            taken: Notify::new(),
             live: Arc::default(),
             idle: Mutex::new(Vec::new()),
             released: Arc::default(),
@@ -69,6 +82,10 @@ impl Pool {
 
     fn idle(&self) -> MutexGuard<'_, Vec<Worker>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spent(&self) -> MutexGuard<'_, Vec<Worker>> {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An idle store, or a new one. Waits for one to be given back when there is no memory for another.
@@ -97,6 +114,9 @@ impl Pool {
 
     fn take_idle(&self) -> Option<Worker> {
         let mut worker = self.idle().pop()?;
+        if self.instances == Instances::Fresh {
+            self.taken.notify_one();
+        }
         // One that has grown until there is no memory for a call into it makes way for a new one.
         worker.store.data_mut().memory().begin_call().ok()?;
         Some(worker)
@@ -120,11 +140,7 @@ impl Pool {
             let refused = error.downcast_ref::<Refused>().copied();
             NoStore::Failed(error, refused)
         };
-        let engine = match &*self.pre {
-            ProxyPre::P2(pre) => pre.engine(),
-            ProxyPre::P3(pre) => pre.engine(),
-        };
-        let mut store = self.blueprint.store(engine).map_err(refused)?;
+        let mut store = self.blueprint.store(self.engine()).map_err(refused)?;
         store.data_mut().memory().begin_call().map_err(|error| refused(error.into()))?;
         store.data().alarm().set(Instant::now() + self.startup_timeout);
         let pre = self.pre.clone();
@@ -133,7 +149,10 @@ impl Pool {
             (store, started)
         });
         match tokio::time::timeout(self.startup_timeout + TRAP_GRACE, starting).await {
-            Ok((store, Ok(proxy))) => Ok((store, proxy)),
+            Ok((mut store, Ok(proxy))) => {
+                self.store_bytes.store(store.data_mut().memory().charged(), Ordering::Relaxed);
+                Ok((store, proxy))
+            }
             Ok((mut store, Err(error))) => Err(NoStore::Failed(error, store.data_mut().take_refused_memory())),
             Err(_) => Err(NoStore::Waits(self.startup_timeout)),
         }
@@ -145,8 +164,54 @@ impl Pool {
         // What was refused to this request is no excuse for the next.
         worker.store.data_mut().take_refused_memory();
         // A guest that has left more with the host than there is room for gets a fresh store.
-        if worker.served < self.requests_per_store && worker.store.data_mut().settle_held().is_ok() {
-            self.keep(worker);
+        if worker.served < self.requests_per_store {
+            if worker.store.data_mut().settle_held().is_ok() {
+                self.keep(worker);
+            }
+        } else if self.instances == Instances::Fresh {
+            self.discard(worker);
+        }
+    }
+
+    /// Drops a store later, when nobody waits for it.
+    fn discard(&self, worker: Worker) {
+        let mut spent = self.spent();
+        if spent.len() < PREPARED {
+            spent.push(worker);
+            self.taken.notify_one();
+        }
+    }
+
+    /// Makes stores ahead and drops those that are used up.
+    pub(crate) async fn prepare(&self) -> Infallible {
+        loop {
+            self.taken.notified().await;
+            loop {
+                let used_up = self.spent().pop();
+                let was_spent = used_up.is_some();
+                drop(used_up);
+                if self.may_prepare() {
+                    // Why it cannot be made the next request finds out for itself.
+                    let Ok(worker) = self.make().await else { break };
+                    self.keep(worker);
+                } else if !was_spent {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Whether there is room for a store that nobody has asked for: requests that grow come first, and so do other instances.
+    fn may_prepare(&self) -> bool {
+        let room = self.blueprint.memory.room();
+        self.idle().len() < PREPARED && room / 2 > self.store_bytes.load(Ordering::Relaxed) && engine::has_room(self.engine())
+    }
+
+    fn engine(&self) -> &Engine {
+        match &*self.pre {
+            ProxyPre::P2(pre) => pre.engine(),
+            ProxyPre::P3(pre) => pre.engine(),
         }
     }
 
@@ -172,6 +237,10 @@ impl Pool {
 
 impl Reclaim for Pool {
     fn reclaim(&self) -> bool {
+        let spent = self.spent().pop();
+        if spent.is_some() {
+            return true;
+        }
         let mut idle = self.idle();
         let oldest = if idle.is_empty() { None } else { Some(idle.remove(0)) };
         drop(idle);

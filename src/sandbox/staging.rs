@@ -17,7 +17,8 @@ use wasmtime_wasi::FsPerms;
 use self::bindings::BuildpackPre;
 use self::bindings::exports::dewar::buildpack::lifecycle::World as WitWorld;
 use crate::cpu::{CpuAccount, CpuQuota};
-use crate::guest::{Blueprint, Guest, Mount, TRAP_GRACE};
+use crate::given::{Given, Mount};
+use crate::guest::{Blueprint, Guest, TRAP_GRACE};
 use crate::handles::Handles;
 use crate::ledger::{DiskLimit, Ledger};
 use crate::limits::{Mebibytes, MemoryBudget, Refused};
@@ -215,10 +216,9 @@ async fn run_step<T: Send + 'static>(
     let log = Log::new(run.output);
     ledger.tell(log.clone());
     let network = InstanceNetwork::new(linked.shared.networks.alone(), run.egress);
+    let given = Given::new(Vec::new(), run.environment, &mounts).map_err(|error| setup(&error))?;
     let blueprint = Blueprint {
-        arguments: Vec::new(),
-        environment: run.environment,
-        mounts,
+        given,
         sockets: Sockets { serve: None, network: network.clone() },
         outbound: Outbound::new(network, log.clone()),
         log: log.clone(),

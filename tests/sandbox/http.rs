@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dewar_protocol::{Bytes as Size, LogStream};
-use dewar_sandbox::World;
+use dewar_sandbox::{Instances, World};
 use libtest_mimic::Trial;
 
 use crate::fixture::{Plan, eventually, test};
@@ -15,6 +15,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("http::wasi_0_3_answers", wasi_0_3),
         test("http::of_both_worlds_http_is_the_first", both_worlds),
         test("http::a_store_is_used_again", stores_are_used_again),
+        test("http::a_fresh_store_knows_nothing_of_others_before_it", fresh_stores),
+        test("http::stores_made_ahead_stay_within_the_quota", fresh_within_quota),
         test("http::requests_run_side_by_side", side_by_side),
         test("http::a_trap_ends_its_request_only_and_is_told_with_names", trap_is_told),
         test("http::three_traps_in_a_row_are_a_crash", three_traps),
@@ -83,6 +85,36 @@ async fn stores_are_used_again() {
     let app = Plan::of("tests/http-driver").await.http(|limits| limits.requests_per_store = 2).start().await;
     let counts = [app.ok("/counter").await, app.ok("/counter").await, app.ok("/counter").await];
     assert_eq!(counts, ["1", "2", "1"]);
+}
+
+async fn fresh_stores() {
+    let app = Plan::of("tests/http-driver").await.http(|limits| limits.instances = Instances::Fresh).start().await;
+    for _ in 0..5 {
+        let counts = futures::future::join_all((0..20).map(|_| app.ok("/counter"))).await;
+        assert!(counts.iter().all(|count| count == "1"), "{counts:?}");
+    }
+    let body = "x".repeat(1 << 20);
+    assert_eq!(app.send("POST", "/echo", body.clone()).await.text(), body);
+    app.sandbox.stop();
+    assert_eq!(app.exit().await.description, "stopped");
+    assert_eq!(app.sandbox.usage().memory, Size(0));
+}
+
+async fn fresh_within_quota() {
+    let quota = Size(24 << 20);
+    let plan = Plan::of("tests/http-driver").await.quota(|limits| limits.memory = quota);
+    let app = plan.http(|limits| limits.instances = Instances::Fresh).start().await;
+    let one = app.sandbox.usage().memory.0;
+    assert_eq!(app.ok("/counter").await, "1");
+    // Without any more requests there are soon several, but there is always room for a request that needs its own.
+    eventually("stores are made ahead", || app.sandbox.usage().memory.0 >= 3 * one).await;
+    for _ in 0..10 {
+        let counts = futures::future::join_all((0..30).map(|_| app.ok("/counter"))).await;
+        assert!(counts.iter().all(|count| count == "1"), "{counts:?}");
+        assert!(app.sandbox.usage().memory <= quota, "{:?}", app.sandbox.usage());
+    }
+    // What was made ahead gives way to a request that grows.
+    assert_eq!(app.get("/grow?bytes=16000000").await.status, 200, "{}", app.lines.all());
 }
 
 async fn side_by_side() {
