@@ -8,7 +8,7 @@ use std::time::Duration;
 use dewar_bus::{BusAuth, BusConfig, BusTls};
 use dewar_core::{Capacity, ExitedReasons, Intervals};
 use dewar_protocol::{Bytes, Mib, Secret};
-use dewar_sandbox::{CompileLimits, HttpLimits};
+use dewar_sandbox::{CompileLimits, HttpLimits, Instances};
 use serde_json::{Map, Value};
 use tracing::level_filters::LevelFilter;
 
@@ -267,6 +267,9 @@ fn cpu(reader: &mut Reader) -> CpuConfig {
     CpuConfig { mib_per_share, min_shares, max_shares, cap }
 }
 
+/// The first is the default.
+const INSTANCES: [(&str, Instances); 2] = [("reuse", Instances::Reuse), ("fresh", Instances::Fresh)];
+
 fn http(reader: &mut Reader) -> HttpLimits {
     let default = HttpLimits::default();
     let mut count = |key, default: usize| {
@@ -285,6 +288,7 @@ fn http(reader: &mut Reader) -> HttpLimits {
         connections,
         head_bytes,
         headers,
+        instances: reader.choice("instance.http.instances", &INSTANCES, INSTANCES[0]),
         requests_per_store: small(reader.integer(
             "instance.http.requests_per_store",
             default.requests_per_store.into(),

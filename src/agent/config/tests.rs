@@ -149,7 +149,7 @@ local_ip: here
 logging: { level: loud, format: xml }
 resources: { memory_mb: 12.5, memory_overcommit_factor: 0 }
 intervals: { heartbeat: soon, router_register_in_seconds: 0 }
-instance: { ports: { first: 3000, last: 2000 }, http: { headers: 0 } }
+instance: { ports: { first: 3000, last: 2000 }, http: { headers: 0, instances: new } }
 staging: { enabled: maybe }
 stacks: [1]
 status: 80
@@ -174,6 +174,7 @@ nats: { password: x, token: t, nkey_seed_file: /missing/seed, tls: { cert: /etc/
         "`stacks` must be a list, each a name or a section with `name`",
         "`instance.ports.first` must not be greater than `instance.ports.last`",
         "`instance.http.headers` must be a whole number from 1 to 16777216",
+        "`instance.http.instances` must be one of reuse, fresh",
         "`staging.enabled` must be true or false",
         "`compat.exited_reasons` must be one of classic, modern",
         "`status` must be a section with keys of its own",

@@ -4,7 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 
 use dewar_core::{Exit, SandboxSpec, environment};
-use dewar_sandbox::{InstanceSpec, InvalidEgressRule, Program, ProgramError, Quota, Sandbox, World};
+use dewar_protocol::Secret;
+use dewar_sandbox::{
+    HttpLimits, InstanceSpec, Instances as HttpInstances, InvalidEgressRule, Program, ProgramError, Quota, Sandbox, World,
+};
 
 use super::{Instances, Live};
 use crate::droplet_store::{DropletError, InstanceLimits, UnpackedDroplet};
@@ -25,6 +28,8 @@ pub(super) enum StartError {
     NoCommand,
     #[error("understand the start command: a quote is not closed")]
     BadCommand,
+    #[error("understand DEWAR_INSTANCES of the app's environment: it is neither reuse nor fresh")]
+    BadInstances,
     #[error(transparent)]
     Egress(#[from] InvalidEgressRule),
     #[error(transparent)]
@@ -42,9 +47,14 @@ impl StartError {
         match self {
             Self::Guest(exit) => Exit { status: exit.status, description: exit.description },
             Self::NoCommand => Exit { status: -1, description: "missing start command".to_owned() },
-            Self::Cancelled | Self::Unpack(_) | Self::Program(_) | Self::BadCommand | Self::Egress(_) | Self::Port(_) | Self::Logs(_) => {
-                Exit { status: -1, description: "failed to start".to_owned() }
-            }
+            Self::Cancelled
+            | Self::Unpack(_)
+            | Self::Program(_)
+            | Self::BadCommand
+            | Self::BadInstances
+            | Self::Egress(_)
+            | Self::Port(_)
+            | Self::Logs(_) => Exit { status: -1, description: "failed to start".to_owned() },
         }
     }
 }
@@ -62,6 +72,7 @@ impl Instances {
         let program = live.unless_ended(means.sandboxes.program(&droplet.wasm)).await??;
         let world = droplet.info.world.unwrap_or_else(|| first_world(&program));
         let arguments = arguments(spec, &droplet, world)?;
+        let instances = http_instances(means.settings.http.instances, &spec.start.env)?;
         let egress = means.egress.operator.policy(&spec.start.egress_network_rules)?;
         let (port, listener) = means.ports.lease(match world {
             World::Http => PortUse::Serve,
@@ -81,7 +92,7 @@ impl Instances {
             address: SocketAddr::new(means.ip, port.port()),
             app: spec.start.app_id.to_string(),
             egress,
-            http: means.settings.http.clone(),
+            http: HttpLimits { instances, ..means.settings.http.clone() },
             output: means.logs.instance(&spec.start.app_id, spec.start.index, files),
         });
         let _permit = live.unless_ended(self.0.starts.acquire()).await?;
@@ -120,6 +131,16 @@ impl Instances {
     }
 }
 
+/// The operator's choice, unless the app's environment asks for the other; of several variables of that name the last counts.
+fn http_instances(configured: HttpInstances, environment: &[Secret<String>]) -> Result<HttpInstances, StartError> {
+    match environment.iter().rev().find_map(|variable| variable.expose().strip_prefix("DEWAR_INSTANCES=")) {
+        None => Ok(configured),
+        Some("fresh") => Ok(HttpInstances::Fresh),
+        Some("reuse") => Ok(HttpInstances::Reuse),
+        Some(_) => Err(StartError::BadInstances),
+    }
+}
+
 /// The start message's command, or the droplet's. An http app needs none: it is then told its name.
 fn arguments(spec: &SandboxSpec, droplet: &UnpackedDroplet, world: World) -> Result<Vec<String>, StartError> {
     let given = [&spec.start.start_command, &droplet.info.start_command];
@@ -134,4 +155,24 @@ fn arguments(spec: &SandboxSpec, droplet: &UnpackedDroplet, world: World) -> Res
 fn first_world(program: &Program) -> World {
     // A program has at least one world; what could not be called would fail to start in any case.
     program.worlds().first().copied().unwrap_or(World::Http)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_app_chooses_its_kind_of_instances_or_has_the_operators() {
+        let chosen = |variables: &[&str], configured| {
+            let variables: Vec<_> = variables.iter().map(|variable| Secret((*variable).to_owned())).collect();
+            http_instances(configured, &variables).map_err(|error| error.to_string())
+        };
+        let (fresh, reuse) = (HttpInstances::Fresh, HttpInstances::Reuse);
+        assert_eq!(chosen(&["A=DEWAR_INSTANCES=fresh"], reuse), Ok(reuse));
+        assert_eq!(chosen(&[], fresh), Ok(fresh));
+        assert_eq!(chosen(&["DEWAR_INSTANCES=fresh"], reuse), Ok(fresh));
+        assert_eq!(chosen(&["DEWAR_INSTANCES=fresh", "A=1", "DEWAR_INSTANCES=reuse"], fresh), Ok(reuse));
+        let error = chosen(&["DEWAR_INSTANCES=Fresh "], reuse).unwrap_err();
+        assert!(error.contains("DEWAR_INSTANCES"), "{error}");
+    }
 }
