@@ -80,7 +80,8 @@ impl Signer {
 }
 
 fn decode_hex(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) || !text.is_ascii() {
+    // Only what we write: the conversion of a number would take a sign as well.
+    if !text.len().is_multiple_of(2) || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return None;
     }
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
@@ -88,6 +89,9 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
     use super::*;
 
     const NOW: Duration = Duration::from_secs(1_000);
@@ -129,6 +133,25 @@ mod tests {
             (Access::Read, path, "expires=x&signature=00"),
         ] {
             assert_eq!(signer.verify(access, path, query, NOW), Err(Denied::BadSignature), "{access:?} {path} {query}");
+        }
+    }
+
+    proptest! {
+        /// Nothing but the URL itself opens its path: no change of a single character does, nor any text in its place.
+        #[test]
+        fn no_other_url_is_good(at in any::<Index>(), byte in 0x20..0x7f_u8, path in "[/a-z0-9?&=%]{0,12}", query in "\\PC{0,80}") {
+            let signer = Signer::new().unwrap();
+            let url = signer.sign(Access::Read, "/package/1", LATER);
+            let mut changed = url.clone().into_bytes();
+            let at = at.index(changed.len());
+            changed[at] = byte;
+            let changed = String::from_utf8(changed).unwrap();
+            if changed != url && let Some((path, query)) = changed.split_once('?') {
+                prop_assert!(signer.verify(Access::Read, path, query, NOW).is_err(), "{changed} for {url}");
+            }
+            prop_assert!(signer.verify(Access::Read, &path, &query, NOW).is_err());
+            let with_digits = format!("expires=1060&signature={query}");
+            prop_assert!(signer.verify(Access::Read, &path, &with_digits, NOW).is_err());
         }
     }
 

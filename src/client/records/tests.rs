@@ -1,5 +1,8 @@
 use std::os::unix::fs::PermissionsExt;
 
+use proptest::prelude::*;
+use proptest::sample::Index;
+
 use super::*;
 
 const DROPLET: &str = "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12";
@@ -115,4 +118,33 @@ fn only_the_referenced_droplet_is_kept_and_leftovers_go() {
     app.forget().unwrap();
     assert_eq!(records.read(&name()).unwrap(), None);
     assert!(!home.path().join("apps/bus/hello").exists());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 2, ..ProptestConfig::default() })]
+
+    /// A record that was damaged on disk is read as a record or refused with its path; never anything else, and it stays where it is.
+    #[test]
+    fn no_damage_to_a_record_is_more_than_an_error(
+        damages in prop::collection::vec((any::<Index>(), 0..20_usize, prop::collection::vec(any::<u8>(), 0..8)), 1..4),
+    ) {
+        let home = tempfile::tempdir().unwrap();
+        let (records, path) = saved(home.path());
+        let mut bytes = fs::read(&path).unwrap();
+        for (at, cut, put) in damages {
+            let at = at.index(bytes.len().max(1)).min(bytes.len());
+            let end = (at + cut).min(bytes.len());
+            drop(bytes.splice(at..end, put));
+        }
+        fs::write(&path, &bytes).unwrap();
+        match records.read(&name()) {
+            Ok(record) => prop_assert!(record.is_some()),
+            Err(error) => {
+                let told = error.to_string();
+                prop_assert!(told.contains("app.json"), "{told}");
+                prop_assert!(!told.contains("hunter2"), "{told}");
+            }
+        }
+        prop_assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
 }
