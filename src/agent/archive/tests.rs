@@ -313,7 +313,7 @@ fn cancelling_ends_it() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 2, ..ProptestConfig::default() })]
 
     /// Whatever an archive says, nothing panics and nothing is written beside the directory, and all links lead inside.
     #[test]

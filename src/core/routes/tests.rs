@@ -472,3 +472,21 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// Whatever a client calls the host, what is looked up is in one form, short, and nothing but a name or an address.
+    #[test]
+    fn a_host_has_one_form(header in prop_oneof![any::<String>(), "[a-zA-Z0-9.:*_\\[\\]/,@ -]{0,40}", "([a-z]{60}\\.){0,6}[a-z]{0,9}(:[0-9]{0,6})?"]) {
+        if let Some(host) = request_host(&header) {
+            let again = request_host(&host);
+            prop_assert_eq!(again.as_deref(), Some(&*host), "of {:?}", header);
+            prop_assert!(host.len() <= MAX_HOST_LENGTH && !host.is_empty());
+            prop_assert!(!host.bytes().any(|b| b.is_ascii_uppercase() || !b.is_ascii_graphic() || b"/,@*".contains(&b)), "{host:?}");
+        }
+        if let Ok(key) = RouteKey::parse(&header) {
+            prop_assert_eq!(RouteKey::parse(&key.to_string()), Ok(key), "of {:?}", header);
+        }
+    }
+}
