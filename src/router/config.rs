@@ -1,6 +1,8 @@
 //! `router.yml`: gorouter's keys where it has them, checked as a whole before anything is opened.
 
 mod bus;
+#[cfg(test)]
+mod mutations;
 mod section;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use crate::client_io::{Activity, ClientIo};
 use crate::config::ClientConfig;
 use crate::proxy::{Client, Proxy};
+use crate::workers::Workers;
 
 /// hyper's own bound, which it keeps on the stack.
 const HYPER_MAX_HEADERS: usize = 100;
@@ -27,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const KILL_GRACE: Duration = Duration::from_secs(5);
 
 /// Serves until `stop`, then lets requests in flight finish for as long as the configuration allows.
-pub(crate) async fn serve(proxy: Arc<Proxy>, listener: TcpListener, stop: CancellationToken) {
+pub(crate) async fn serve(proxy: Arc<Proxy>, workers: &Workers, listener: TcpListener, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(proxy.config.clients.max_connections.min(Semaphore::MAX_PERMITS)));
     let builder = http_builder(&proxy.config.clients);
     let accepting = async {
@@ -36,8 +37,14 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, listener: TcpListener, stop: Cancel
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, address)) => {
-                    let connection = serve_client(Arc::clone(&proxy), builder.clone(), stream, address, place, stop.clone());
-                    proxy.tasks.spawn(connection);
+                    // Registered with this thread's runtime, it has to move to its own.
+                    match stream.into_std() {
+                        Ok(stream) => {
+                            let connection = serve_client(Arc::clone(&proxy), builder.clone(), stream, address, place, stop.clone());
+                            workers.spawn(proxy.tasks.track_future(connection));
+                        }
+                        Err(error) => debug!(%address, %error, "client was gone at once"),
+                    }
                 }
                 Err(error) => {
                     warn!(%error, "client cannot be accepted");
@@ -66,14 +73,15 @@ fn http_builder(config: &ClientConfig) -> Builder {
 async fn serve_client(
     proxy: Arc<Proxy>,
     builder: Builder,
-    stream: TcpStream,
+    stream: std::net::TcpStream,
     address: SocketAddr,
     place: OwnedSemaphorePermit,
     stop: CancellationToken,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        return debug!(%address, %error, "client was gone at once");
-    }
+    let stream = match stream.set_nodelay(true).and_then(|()| TcpStream::from_std(stream)) {
+        Ok(stream) => stream,
+        Err(error) => return debug!(%address, %error, "client was gone at once"),
+    };
     let activity = Arc::new(Activity::new());
     let io = ClientIo::new(stream, Arc::clone(&activity), &proxy.config.clients);
     let kill = proxy.kill.clone();

@@ -22,6 +22,7 @@ use crate::proxy::Proxy;
 use crate::registrar::Registrar;
 use crate::status::Status;
 use crate::table::Table;
+use crate::workers::Workers;
 use crate::{listener, status};
 
 /// How long the access log may take to write its last lines.
@@ -46,6 +47,9 @@ pub enum RouterError {
         /// Why not.
         source: io::Error,
     },
+    /// The system has no room for the threads that serve clients.
+    #[error("failed to start the router's threads")]
+    Threads(#[source] io::Error),
     /// The bus configuration cannot be used. A server that is away is no error.
     #[error("failed to set up the bus")]
     Bus(#[source] BusError),
@@ -96,9 +100,10 @@ impl Router {
     /// Serves until `stop`, then drains and returns. The bus may come and go meanwhile; requests are served with the routes that are known.
     ///
     /// # Errors
-    /// When the bus configuration cannot be used. Nothing is served then.
+    /// When threads cannot be started or the bus configuration cannot be used. Nothing is served then.
     pub async fn run(self, bus: BusConfig, stop: CancellationToken) -> Result<(), RouterError> {
         let Self { config, http, http_addr, status, status_addr, access_log, log_writer } = self;
+        let workers = Workers::start().map_err(RouterError::Threads)?;
         let identity = Arc::new(Identity::new(&config, status_addr));
         let proxy = Arc::new(Proxy {
             table: Table::new(config.routes.clone()),
@@ -115,7 +120,7 @@ impl Router {
         // The status pages and the bus go on while requests are drained: routes may still move.
         let drained = CancellationToken::new();
         let serving = async {
-            listener::serve(Arc::clone(&proxy), http, stop).await;
+            listener::serve(Arc::clone(&proxy), &workers, http, stop).await;
             drained.cancel();
         };
         tokio::join!(serving, registrar.run(drained.clone()), status::serve(status_page, status, drained.clone()));

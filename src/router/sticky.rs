@@ -95,6 +95,8 @@ impl<'a> SetCookie<'a> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn config(secure: bool) -> StickyConfig {
@@ -154,5 +156,22 @@ mod tests {
             Some("__VCAP_ID__=i-1; Path=/; Expires=Wed, 21 Oct 2026 07:28:00 GMT; Max-Age=0; HttpOnly; SameSite=Lax".to_owned())
         );
         assert_eq!(bound("JSESSIONID=a; Max-Age=60", None, false), plain);
+    }
+
+    proptest! {
+        /// Whatever stands in a cookie, ours is one of its own or none is read; and what is bound is read again.
+        #[test]
+        fn any_cookie_is_read_without_harm(text in "([ -~]|JSESSIONID=|__VCAP_ID__=|; ?|Expires=|SameSite=){0,40}") {
+            let value = HeaderValue::from_str(&text).unwrap();
+            let headers = HeaderMap::from_iter([(COOKIE, value)]);
+            if let Some(wish) = wished_instance(&headers, &config(false)) {
+                prop_assert!(text.contains(VCAP_COOKIE) && text.contains(wish) && !wish.contains(';'), "{wish:?} of {text:?}");
+            }
+            if let Some(cookie) = bound(&text, Some("i-gone"), false) {
+                let pair = cookie.split(';').next().unwrap();
+                let sent = HeaderMap::from_iter([(COOKIE, HeaderValue::from_str(&format!("JSESSIONID=a; {pair}")).unwrap())]);
+                prop_assert_eq!(wished_instance(&sent, &config(false)), Some("i-1"), "{}", cookie);
+            }
+        }
     }
 }

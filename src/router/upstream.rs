@@ -24,6 +24,7 @@ use tracing::debug;
 use crate::body::RequestBody;
 use crate::client_io::Activity;
 use crate::config::EndpointConfig;
+use crate::workers::WorkerId;
 
 /// Bounds what is buffered of a response: hyper reads no more from the instance until the client has taken some of it.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -83,13 +84,15 @@ pub(crate) struct Upstream {
     pub(crate) instance_id: Option<HeaderValue>,
     /// `X-CF-InstanceIndex`.
     pub(crate) index: Option<HeaderValue>,
-    /// The last one back is the first one out, so that those which are not needed grow old.
+    /// Each thread has its own among them. The last one back is the first one out, so that those which are not needed grow old.
     idle: Mutex<Vec<Idle>>,
 }
 
 #[derive(Debug)]
 struct Idle {
     connection: Connection,
+    /// The thread whose runtime knows its socket.
+    worker: Option<WorkerId>,
     since: Instant,
 }
 
@@ -123,7 +126,7 @@ impl Upstream {
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < max_idle {
-            idle.push(Idle { connection, since: Instant::now() });
+            idle.push(Idle { connection, worker: WorkerId::current(), since: Instant::now() });
         }
     }
 
@@ -136,14 +139,14 @@ impl Upstream {
 
     fn take_idle(&self, limit: Duration) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(Idle { connection, since }) = idle.pop() {
-            if since.elapsed() > limit {
-                // Those below are older still.
-                idle.clear();
-            } else {
-                return Some(connection);
-            }
+        let worker = WorkerId::current();
+        let newest = idle.iter().rposition(|idle| idle.worker == worker)?;
+        let Idle { connection, since, .. } = idle.remove(newest);
+        if since.elapsed() <= limit {
+            return Some(connection);
         }
+        // Those below are older still.
+        idle.drain(..newest);
         None
     }
 

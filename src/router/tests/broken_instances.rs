@@ -61,8 +61,12 @@ async fn connections_to_an_instance_are_used_again() {
     let stage = Stage::set().await;
     let app = App::named("app").await;
     stage.register(&["a.example"], app.address).await;
+    // By one client, because each of the router's threads has connections of its own.
+    let mut client = stage.connect().await;
     for _ in 0..10 {
-        assert_eq!(stage.get("a.example", "/").await.status(), 200);
+        client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+        assert!(client.head().await.starts_with("HTTP/1.1 200"));
+        client.exactly(3).await;
     }
     assert_eq!((app.requests(), app.connections()), (10, 1));
 }
@@ -118,8 +122,11 @@ async fn a_stale_connection_costs_no_get() {
     let stage = Stage::set().await;
     let seen = Arc::<AtomicUsize>::default();
     stage.register(&["a.example"], second_request_breaks(Arc::clone(&seen)).await).await;
+    let mut client = stage.connect().await;
     for _ in 0..6 {
-        assert_eq!(text(stage.get("a.example", "/").await), "ok");
+        client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
+        client.head().await;
+        assert_eq!(client.exactly(2).await, b"ok");
     }
     assert!(seen.load(Ordering::SeqCst) > 6, "no connection was stale");
 }
@@ -129,10 +136,14 @@ async fn a_post_that_may_have_been_worked_on_is_not_sent_again() {
     let stage = Stage::set().await;
     let seen = Arc::<AtomicUsize>::default();
     stage.register(&["a.example"], second_request_breaks(Arc::clone(&seen)).await).await;
-    let post = async || fetch(stage.router, Request::post("/").header("host", "a.example").body(Full::default()).unwrap()).await;
-    assert_eq!(post().await.status(), 200);
-    let broken = post().await;
-    assert_eq!((broken.status().as_u16(), header(&broken, "x-cf-routererror")), (502, "endpoint_failure"));
+    let post = "POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\n\r\n";
+    let mut client = stage.connect().await;
+    client.send(post).await;
+    assert!(client.head().await.starts_with("HTTP/1.1 200"));
+    client.exactly(2).await;
+    client.send(post).await;
+    let broken = client.head().await;
+    assert!(broken.starts_with("HTTP/1.1 502") && broken.contains("x-cf-routererror: endpoint_failure"), "{broken}");
     assert_eq!(seen.load(Ordering::SeqCst), 2, "the instance saw the second request once");
 }
 

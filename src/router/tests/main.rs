@@ -4,9 +4,14 @@
 
 mod bodies;
 mod broken_instances;
+#[path = "../../../tests/http/faults.rs"]
+mod faults;
 mod hostile_clients;
 mod lifecycle;
+mod mutations;
 mod routing;
 mod sessions;
 mod stage;
+#[path = "../../../tests/http/strict.rs"]
+mod strict;
 mod tunnels;
