@@ -46,7 +46,8 @@ impl Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Self::Client { incoming, activity, stall, limit } = &mut *self else { return Poll::Ready(None) };
-        let frame = poll_piece(incoming, stall, *limit, cx);
+        let piece = Pin::new(&mut *incoming).poll_frame(cx);
+        let frame = in_time(piece, stall, *limit, cx);
         match &frame {
             Poll::Ready(Some(Ok(frame))) => activity.body_moved(frame.data_ref().map_or(0, Bytes::len)),
             Poll::Ready(Some(Err(_))) | Poll::Pending => return frame,
@@ -122,11 +123,12 @@ impl Body for ResponseBody {
             Source::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
             Source::Instance { incoming, stall, limit, finished } => {
                 // What has arrived with the head is there at once. For anything else the connection must be carried on.
-                let mut frame = poll_piece(incoming, stall, *limit, cx);
-                if let (Poll::Pending, Some(exchange)) = (&frame, &mut this.exchange) {
+                let mut piece = Pin::new(&mut *incoming).poll_frame(cx);
+                if let (Poll::Pending, Some(exchange)) = (&piece, &mut this.exchange) {
                     exchange.poll_drive(cx);
-                    frame = poll_piece(incoming, stall, *limit, cx);
+                    piece = Pin::new(&mut *incoming).poll_frame(cx);
                 }
+                let frame = in_time(piece, stall, *limit, cx);
                 *finished = matches!(&frame, Poll::Ready(None)) || matches!(&frame, Poll::Ready(Some(Ok(frame))) if frame.is_trailers());
                 match frame {
                     Poll::Ready(Some(Err(error))) => {
@@ -181,13 +183,14 @@ impl Drop for ResponseBody {
     }
 }
 
-fn poll_piece(
-    incoming: &mut Incoming,
+/// A piece of a body, or the error that none has come for too long.
+fn in_time(
+    piece: Poll<Option<Result<Frame<Bytes>, hyper::Error>>>,
     stall: &mut Stall,
     limit: Duration,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-    match Pin::new(incoming).poll_frame(cx) {
+    match piece {
         Poll::Ready(frame) => {
             stall.moved();
             Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Read)))
