@@ -223,13 +223,16 @@ mod tests {
     use std::rc::Rc;
     use std::task::Context;
 
+    use proptest::prelude::*;
+
     use super::*;
 
-    /// Queues that a connection fills, here as soon as anybody finds one empty: `wire` is what comes, with its queue.
+    /// Queues that a connection fills, here whenever somebody finds one empty: by so many messages as `pace` says next, of those that
+    /// are still on the wire, each with its queue.
     struct Connection {
         queues: Vec<VecDeque<u32>>,
         wire: VecDeque<(usize, u32)>,
-        at_once: usize,
+        pace: VecDeque<usize>,
     }
 
     struct Subscriber {
@@ -244,7 +247,7 @@ mod tests {
             if let Some(message) = connection.queues[self.position].pop_front() {
                 return Poll::Ready(Some(message));
             }
-            for _ in 0..connection.at_once {
+            for _ in 0..connection.pace.pop_front().unwrap_or(1) {
                 if let Some((position, message)) = connection.wire.pop_front() {
                     connection.queues[position].push_back(message);
                 }
@@ -253,12 +256,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn nothing_overtakes_what_came_earlier_on_a_subject_of_precedence() {
-        // Message 10·n + p is the nth on the subject at p; on the wire those of one n come in their order.
-        let all: Vec<(usize, u32)> = (0..50_u32).flat_map(|n| (0..3).map(move |p: u8| (usize::from(p), 10 * n + u32::from(p)))).collect();
-        for at_once in 1..10 {
-            let connection = Connection { queues: vec![VecDeque::new(); 3], wire: all.iter().copied().collect(), at_once };
+    proptest! {
+        #[test]
+        fn nothing_overtakes_what_came_earlier_on_a_subject_of_precedence(pace in prop::collection::vec(0..6_usize, 0..100)) {
+            // Message 10·n + p is the nth on the subject at p; on the wire those of one n come in their order.
+            let all: Vec<(usize, u32)> = (0..30_u32).flat_map(|n| (0..3).map(move |p: u8| (usize::from(p), 10 * n + u32::from(p)))).collect();
+            let connection = Connection { queues: vec![VecDeque::new(); 3], wire: all.iter().copied().collect(), pace: pace.into() };
             let connection = Rc::new(RefCell::new(connection));
             let mut subscribers: Vec<Subscriber> =
                 (0..3).map(|position| Subscriber { connection: Rc::clone(&connection), position }).collect();
@@ -270,7 +273,7 @@ mod tests {
             }
             for (at, message) in offered.iter().enumerate() {
                 let overtaken = offered[at..].iter().find(|later| *later < message && *later % 10 <= message % 10);
-                assert_eq!(overtaken, None, "{message} came first, {at_once} at once: {offered:?}");
+                prop_assert_eq!(overtaken, None, "{} came first: {:?}", message, offered);
             }
         }
     }
