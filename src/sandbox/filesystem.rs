@@ -17,7 +17,7 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, FsError, FsResult};
 
 use crate::handles::{Handle, Handles};
-use crate::ledger::{BLOCK, Full, Ledger, OpenFile, Span};
+use crate::ledger::{BLOCK, Full, Ledger, OpenFile, Span, Write};
 use crate::limits::{Charge, MemoryBudget, Refused};
 use crate::stream::{FileReader, FileWriter, Position, write};
 
@@ -25,6 +25,8 @@ use crate::stream::{FileReader, FileWriter, Position, write};
 const PATH_BYTES: usize = 4096;
 /// The most that the host keeps for one entry of a directory that is listed, its name of 255 bytes and a grown array included.
 const LISTED_ENTRY: u64 = 384;
+/// Most symbolic links that one name leads through, as on Linux.
+const LINKS: usize = 40;
 /// So many entries are charged for when a directory that is given read-only is listed.
 const UNCOUNTED_ENTRIES: u64 = 10_000;
 
@@ -42,7 +44,7 @@ pub(crate) struct CountedFiles {
 /// What goes with a descriptor, and with each stream that was made of it.
 #[derive(Clone)]
 pub(crate) struct Opened {
-    /// For a regular file in a counted directory.
+    /// In a counted directory.
     entered: Option<Arc<OpenFile>>,
     _handle: Handle,
 }
@@ -87,11 +89,11 @@ fn check_path(path: &str) -> FsResult<()> {
 enum Target {
     Nothing,
     /// Held open, so that the ledger settles its bytes when it is let go.
-    File {
+    Held {
         _held: Option<Arc<OpenFile>>,
     },
-    /// A directory or a symbolic link.
-    Other,
+    /// A symbolic link, or something that is not opened without consequences.
+    Link,
 }
 
 impl CountedFilesystem<'_> {
@@ -128,6 +130,48 @@ impl CountedFilesystem<'_> {
         }
     }
 
+    /// Enters what was just opened, or a directory.
+    fn enter(&self, descriptor: &Resource<Descriptor>) -> FsResult<Arc<OpenFile>> {
+        let file = match self.inner.table.get(descriptor)? {
+            Descriptor::File(file) => file.file.clone(),
+            Descriptor::Dir(directory) => directory.dir.clone(),
+        };
+        Ok(OpenFile::enter(self.ledger(), file).map_err(ErrorCode::from)?)
+    }
+
+    /// Opens something for the ledger alone. It has no place among the guest's handles.
+    async fn hold(&mut self, directory: &Resource<Descriptor>, path: &str, flags: PathFlags, open: OpenFlags) -> Option<Arc<OpenFile>> {
+        let opened = self.inner.open_at(Self::same(directory), flags, path.to_owned(), open, DescriptorFlags::READ).await.ok()?;
+        let held = self.enter(&opened);
+        self.inner.table.delete(opened).ok()?;
+        held.ok()
+    }
+
+    /// The directory in which a path's last name is about to be made or removed, to be settled when that is done: its own length may
+    /// change. None when there is none; then the operation fails. The caller holds the structure lock.
+    async fn parent(&mut self, directory: &Resource<Descriptor>, path: &str) -> Option<Parent> {
+        let held = match path.trim_end_matches('/').rsplit_once('/') {
+            Some((parent, _)) => self.hold(directory, &format!("{parent}/"), PathFlags::SYMLINK_FOLLOW, OpenFlags::DIRECTORY).await?,
+            None => self.enter(directory).ok()?,
+        };
+        held.begin(Span::Shrink).ok()
+    }
+
+    /// As [`Self::parent`], where the path's last name may be a symbolic link to the name that is made.
+    async fn parent_through_links(&mut self, directory: &Resource<Descriptor>, flags: PathFlags, path: &str) -> Option<Parent> {
+        let mut path = path.to_owned();
+        for _ in 0..LINKS {
+            let target = self.inner.readlink_at(Self::same(directory), path.clone()).await;
+            match target {
+                Ok(target) if flags.contains(PathFlags::SYMLINK_FOLLOW) => {
+                    path = path.rsplit_once('/').map_or(target.clone(), |(parent, _)| format!("{parent}/{target}"));
+                }
+                Ok(_) | Err(_) => break,
+            }
+        }
+        self.parent(directory, &path).await
+    }
+
     /// A handle for what is about to be opened.
     fn handle(&self) -> FsResult<Handle> {
         self.files.handles.take().ok_or_else(|| ErrorCode::Quota.into())
@@ -144,11 +188,8 @@ impl CountedFilesystem<'_> {
         handle: Handle,
     ) -> FsResult<Resource<Descriptor>> {
         let opened = self.inner.open_at(Self::same(directory), path_flags, path, open, flags).await?;
-        let entered = match self.inner.table.get(&opened)? {
-            Descriptor::File(file) => Some(OpenFile::enter(self.files.ledger.clone(), file.file.clone()).map_err(ErrorCode::from)?),
-            Descriptor::Dir(_) => None,
-        };
-        self.files.open.insert(opened.rep(), Opened { entered, _handle: handle });
+        let entered = self.enter(&opened)?;
+        self.files.open.insert(opened.rep(), Opened { entered: Some(entered), _handle: handle });
         Ok(opened)
     }
 
@@ -168,6 +209,7 @@ impl CountedFilesystem<'_> {
         if self.inner.stat_at(Self::same(directory), path_flags, path.clone()).await.is_ok() {
             return self.open_entered(directory, path_flags, path, open, flags, handle).await;
         }
+        let _parent = self.parent_through_links(directory, path_flags, &path).await;
         ledger.add_name(0)?;
         let opened = self.open_entered(directory, path_flags, path.clone(), open, flags, handle).await;
         // A store without room for another handle finds that out when the file is there already.
@@ -184,18 +226,13 @@ impl CountedFilesystem<'_> {
             // The operation itself will say why it cannot be looked at.
             Err(_) => return Ok(Target::Nothing),
         };
-        if stat.type_ != DescriptorType::RegularFile {
-            return Ok(Target::Other);
-        }
-        let opened =
-            self.inner.open_at(Self::same(directory), PathFlags::empty(), path.to_owned(), OpenFlags::empty(), DescriptorFlags::READ);
-        // One that the agent itself may not read stays charged when it is gone.
-        let Ok(opened) = opened.await else { return Ok(Target::File { _held: None }) };
-        let held = match self.inner.table.delete(opened)? {
-            Descriptor::File(file) => OpenFile::enter(self.ledger(), file.file.clone()).ok(),
-            Descriptor::Dir(_) => None,
+        let open = match stat.type_ {
+            DescriptorType::RegularFile => OpenFlags::empty(),
+            DescriptorType::Directory => OpenFlags::DIRECTORY,
+            _ => return Ok(Target::Link),
         };
-        Ok(Target::File { _held: held })
+        // What the agent itself may not read stays charged when it is gone.
+        Ok(Target::Held { _held: self.hold(directory, path, PathFlags::empty(), open).await })
     }
 
     /// Settles what became of a target, and lets go of it.
@@ -203,8 +240,8 @@ impl CountedFilesystem<'_> {
         if let Removed::Yes = removed {
             match target {
                 Target::Nothing => {}
-                Target::File { .. } => self.files.ledger.remove_name(0),
-                Target::Other => self.files.ledger.remove_name(BLOCK),
+                Target::Held { .. } => self.files.ledger.remove_name(0),
+                Target::Link => self.files.ledger.remove_name(BLOCK),
             }
         }
     }
@@ -231,6 +268,9 @@ impl CountedFilesystem<'_> {
         Ok(set.map_err(|stopped| FsError::trap(wasmtime::Error::new(stopped)))?.map_err(ErrorCode::from)?)
     }
 }
+
+/// A directory that is entered, and settled when this is dropped.
+type Parent = Write;
 
 /// Whether the operation on a target worked.
 enum Removed {
@@ -327,6 +367,7 @@ impl HostDescriptor for CountedFilesystem<'_> {
         }
         let ledger = self.ledger();
         let _structure = ledger.structure.lock().await;
+        let _parent = self.parent(&directory, &path).await;
         ledger.add_name(BLOCK)?;
         let created = self.inner.create_directory_at(directory, path).await;
         if created.is_err() {
@@ -343,6 +384,7 @@ impl HostDescriptor for CountedFilesystem<'_> {
         }
         let ledger = self.ledger();
         let _structure = ledger.structure.lock().await;
+        let _parent = self.parent(&directory, &to).await;
         ledger.add_name(BLOCK)?;
         let created = self.inner.symlink_at(directory, from, to).await;
         if created.is_err() {
@@ -369,6 +411,7 @@ impl HostDescriptor for CountedFilesystem<'_> {
         let _structure = ledger.structure.lock().await;
         let stat = self.inner.stat_at(Self::same(&directory), path_flags, path.clone()).await?;
         let bytes = if stat.type_ == DescriptorType::RegularFile { 0 } else { BLOCK };
+        let _parent = self.parent(&new_directory, &new_path).await;
         ledger.add_name(bytes)?;
         let linked = self.inner.link_at(directory, path_flags, path, new_directory, new_path).await;
         if linked.is_err() {
@@ -385,6 +428,7 @@ impl HostDescriptor for CountedFilesystem<'_> {
         let ledger = self.ledger();
         let _structure = ledger.structure.lock().await;
         let target = self.target(&directory, &path).await?;
+        let _parent = self.parent(&directory, &path).await;
         let removed = self.inner.unlink_file_at(directory, path).await;
         self.settle(target, Removed::from(&removed));
         removed
@@ -397,9 +441,11 @@ impl HostDescriptor for CountedFilesystem<'_> {
         }
         let ledger = self.ledger();
         let _structure = ledger.structure.lock().await;
-        self.inner.remove_directory_at(directory, path).await?;
-        ledger.remove_name(BLOCK);
-        Ok(())
+        let target = self.target(&directory, &path).await?;
+        let _parent = self.parent(&directory, &path).await;
+        let removed = self.inner.remove_directory_at(directory, path).await;
+        self.settle(target, Removed::from(&removed));
+        removed
     }
 
     async fn rename_at(
@@ -423,6 +469,7 @@ impl HostDescriptor for CountedFilesystem<'_> {
             (Some(old), Some(new)) if (old.lower, old.upper) != (new.lower, new.upper) => self.target(&new_directory, &new_path).await?,
             (Some(_), Some(_)) | (None, _) | (_, None) => Target::Nothing,
         };
+        let _parents = (self.parent(&directory, &path).await, self.parent(&new_directory, &new_path).await);
         let renamed = self.inner.rename_at(directory, path, new_directory, new_path).await;
         self.settle(replaced, Removed::from(&renamed));
         renamed

@@ -1,18 +1,21 @@
 //! The disk quota of an instance: a ledger of what its writable directories hold.
 //!
-//! Counted as a disk counts: a regular file takes its length rounded up to whole blocks, however sparse it is, once for all its
-//! names; each name of anything else takes one block; each name takes one of the `inodes`. The directories' roots cost nothing.
+//! Counted as a disk counts, in blocks of 4 KiB: a regular file takes its length, however sparse it is, once for all its names; a
+//! directory takes its own length, which grows with its names and does not shrink, and at least one block; anything else takes
+//! one block. The roots take only what they have grown beyond their first block. Each name takes one of the `inodes`.
 //!
 //! Bytes belong to inodes and names to paths, and each is settled where it cannot be missed:
-//! - a file that is open has an entry, with the length it may have reached. A write reserves its end first and settles with the
-//!   file's real length when no other write is under way. The last handle to close a file that has no name left gives its
-//!   bytes back. So whoever takes a file's last name away holds a handle to it while doing so;
-//! - names are counted by the operation that makes or removes them, one at a time ([`Ledger::structure`]). An operation that is
-//!   cut off midway, its store being gone, leaves its reservation: the ledger never says less than there is.
+//! - a file or directory that is open has an entry, with the length it may have reached. A write reserves its end first and
+//!   settles with the real length when no other write is under way. The last handle to close what has no name left gives its
+//!   bytes back. So whoever takes the last name away holds a handle while doing so;
+//! - names are counted by the operation that makes or removes them, one at a time ([`Ledger::structure`]), which also settles
+//!   the directory it makes one in. How much that grows shows only afterwards: it may bring the ledger over its limit, by the
+//!   two or three blocks that a directory grows at once, and then nothing new is taken. An operation that is cut off midway, its
+//!   store being gone, leaves its reservation: the ledger never says less than there is.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -67,27 +70,40 @@ struct State {
 /// Device and inode number.
 type Inode = (u64, u64);
 
-/// A file that is open.
+/// A file or directory that is open.
 #[derive(Debug)]
 struct Entered {
-    /// The length that is charged, at least the file's own.
+    /// The length that is charged, at least its own.
     length: u64,
+    /// What is charged at least: [`BLOCK`] for a directory.
+    least: u64,
     handles: usize,
     writes: usize,
+}
+
+impl Entered {
+    fn charged(&self) -> u64 {
+        blocks(self.length).max(self.least)
+    }
 }
 
 fn blocks(length: u64) -> u64 {
     length.div_ceil(BLOCK).saturating_mul(BLOCK)
 }
 
+/// What something costs besides its names.
+fn cost(metadata: &Metadata) -> u64 {
+    blocks(metadata.len()).max(least(metadata))
+}
+
+fn least(metadata: &Metadata) -> u64 {
+    if metadata.is_file() { 0 } else { BLOCK }
+}
+
 impl Ledger {
     /// A ledger of what these directories hold now. Walks them.
     pub(crate) fn open<'a>(directories: impl IntoIterator<Item = &'a Path>, limit: DiskLimit) -> io::Result<Arc<Self>> {
-        let mut held = (0, 0);
-        for directory in directories {
-            let (bytes, names) = survey(directory)?;
-            held = (held.0 + bytes, held.1 + names);
-        }
+        let held = survey(directories)?;
         Ok(Arc::new(Self {
             limit,
             bytes: AtomicU64::new(held.0),
@@ -130,7 +146,8 @@ impl Ledger {
     /// Charges a name, and the bytes that come with it ([`BLOCK`] for anything but a regular file).
     pub(crate) fn add_name(&self, bytes: u64) -> Result<(), Full> {
         let mut state = self.lock();
-        if state.names >= self.limit.inodes || bytes > self.remaining() {
+        let is_over = self.bytes.load(Ordering::Relaxed) > self.limit.bytes;
+        if state.names >= self.limit.inodes || bytes > self.remaining() || is_over {
             drop(state);
             return Err(self.refuse());
         }
@@ -158,7 +175,8 @@ impl Ledger {
     /// Call under the lock.
     fn shift(&self, from: u64, to: u64) {
         let bytes = self.bytes.load(Ordering::Relaxed);
-        self.bytes.store(bytes.saturating_sub(from).saturating_add(to), Ordering::Relaxed);
+        // In this order: a root costs less than its directory takes.
+        self.bytes.store(bytes.saturating_add(to).saturating_sub(from), Ordering::Relaxed);
     }
 
     /// The greatest length that a file may have which is charged `length` now. Call under the lock.
@@ -179,7 +197,7 @@ pub(crate) enum Span {
     Shrink,
 }
 
-/// A handle on a regular file in a counted directory. Its clones count as one.
+/// A handle on a regular file or a directory, counted as it lies in a counted directory. Its clones count as one.
 #[derive(Debug)]
 pub(crate) struct OpenFile {
     ledger: Arc<Ledger>,
@@ -200,9 +218,9 @@ impl OpenFile {
                 let metadata = file.metadata()?;
                 if metadata.nlink() == 0 {
                     // It lost its name, and whoever took that away gave its bytes back, after it was opened and before it came here.
-                    ledger.shift(0, blocks(metadata.len()));
+                    ledger.shift(0, cost(&metadata));
                 }
-                place.insert(Entered { length: metadata.len(), handles: 1, writes: 0 });
+                place.insert(Entered { length: metadata.len(), least: least(&metadata), handles: 1, writes: 0 });
             }
         }
         drop(state);
@@ -263,7 +281,7 @@ impl Drop for OpenFile {
         if entered.handles > 0 {
             return;
         }
-        let charged = blocks(entered.length);
+        let charged = entered.charged();
         state.open.remove(&self.inode);
         // A file that cannot be looked at stays charged.
         if self.file.metadata().is_ok_and(|metadata| metadata.nlink() == 0) {
@@ -300,23 +318,27 @@ impl Drop for Write {
             return;
         }
         if let Ok(metadata) = self.target.file.metadata() {
-            ledger.shift(blocks(entered.length), blocks(metadata.len()));
+            let before = entered.charged();
             entered.length = metadata.len();
+            ledger.shift(before, entered.charged());
         }
     }
 }
 
-/// Bytes and names below a directory, as the ledger counts them.
-pub(crate) fn survey(directory: &Path) -> io::Result<(u64, u64)> {
+/// Bytes and names in some directories, as the ledger counts them.
+pub(crate) fn survey<'a>(directories: impl IntoIterator<Item = &'a Path>) -> io::Result<(u64, u64)> {
+    // A file may have names in more than one of them.
     let mut seen = std::collections::HashSet::new();
     let (mut bytes, mut names) = (0, 0);
-    for entry in walkdir::WalkDir::new(directory).min_depth(1) {
-        let metadata = entry?.metadata()?;
-        names += 1;
-        if !metadata.is_file() {
-            bytes += BLOCK;
-        } else if metadata.nlink() == 1 || seen.insert((metadata.dev(), metadata.ino())) {
-            bytes += blocks(metadata.len());
+    for directory in directories {
+        bytes += cost(&std::fs::metadata(directory)?) - BLOCK;
+        for entry in walkdir::WalkDir::new(directory).min_depth(1) {
+            let metadata = entry?.metadata()?;
+            names += 1;
+            let is_known = metadata.is_file() && metadata.nlink() > 1 && !seen.insert((metadata.dev(), metadata.ino()));
+            if !is_known {
+                bytes += cost(&metadata);
+            }
         }
     }
     Ok((bytes, names))

@@ -22,7 +22,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("disk::holes_are_not_free", holes),
         test("disk::names_are_counted", names),
         test("disk::app_and_tmp_share_one_quota", one_quota),
+        test("disk::an_instance_that_starts_again_counts_what_is_there", again),
+        test("disk::an_instance_that_starts_over_its_quota_can_only_remove", over_quota),
         test("disk::nothing_else_can_be_reached", escapes),
+        test("disk::no_name_leads_out", names_that_lead_out),
+        test("disk::no_race_between_stores_leads_out", races),
         test("disk::any_sequence_of_operations_leaves_the_ledger_right", any_sequence),
         test("disk::also_when_stores_work_side_by_side", side_by_side),
     ]
@@ -188,6 +192,169 @@ async fn escapes() {
         let answer = app.get(&format!("/fs/read?path={path}")).await;
         assert_eq!(answer.status, 422, "{path}: {}", answer.text());
     }
+}
+
+/// Starts the same program on the same directories, after what ran there before has ended.
+async fn restart(before: Instance, change: impl FnOnce(&mut Quota)) -> Instance {
+    before.sandbox.kill();
+    before.exit().await;
+    Plan::of("tests/http-driver").await.quota(change).start_in(before.into_directory()).await
+}
+
+async fn again() {
+    let app = driver(|_| {}).await;
+    app.ok("/fs/create-dir?path=/tmp/d").await;
+    app.ok("/fs/write?path=/tmp/d/a&bytes=10000").await;
+    app.ok("/fs/hard-link?path=/tmp/d/a&to=/tmp/b").await;
+    app.ok("/fs/hard-link?path=/tmp/d/a&to=/app/c").await;
+    app.ok("/fs/symlink?path=d/a&to=/tmp/link").await;
+    app.ok("/fs/write?path=/app/sparse&bytes=1").await;
+    app.ok("/fs/truncate?path=/app/sparse&size=500000").await;
+    app.ok("/fs/hold?path=/tmp/nameless&bytes=5000").await;
+    let before = app.sandbox.usage();
+    let app = restart(app, |_| {}).await;
+    let after = app.sandbox.usage();
+    assert_eq!((after.disk, after.inodes), (Size(before.disk.0 - 2 * BLOCK), before.inodes), "but for what had no name any more");
+    app.ok("/fs/remove?path=/tmp/d/a").await;
+    app.ok("/fs/remove?path=/tmp/b").await;
+    assert_eq!(app.sandbox.usage().disk, after.disk, "one name is left");
+    app.ok("/fs/remove?path=/app/c").await;
+    assert_eq!(app.sandbox.usage().disk, Size(after.disk.0 - 3 * BLOCK));
+}
+
+async fn over_quota() {
+    let app = driver(|_| {}).await;
+    app.ok("/fs/write?path=/tmp/a&bytes=100000").await;
+    let app = restart(app, |quota| quota.disk = Size(10 * BLOCK)).await;
+    assert_eq!(app.sandbox.usage().disk, Size(25 * BLOCK), "it counts what is there");
+    for refused in [
+        "/fs/write?path=/tmp/b&bytes=0",
+        "/fs/create-dir?path=/tmp/d",
+        "/fs/symlink?path=a&to=/tmp/l",
+        "/fs/hard-link?path=/tmp/a&to=/tmp/b",
+    ] {
+        let answer = app.get(refused).await;
+        assert!(answer.text().starts_with("StorageFull"), "{refused}: {}", answer.text());
+    }
+    assert_eq!(app.ok("/fs/read?path=/tmp/a").await.len(), 100_000);
+    app.ok("/fs/truncate?path=/tmp/a&size=10000").await;
+    assert_eq!(app.ok("/fs/write?path=/tmp/b&bytes=100").await, "100");
+    app.assert_right("making room");
+}
+
+/// What is beside the instance's directories, and must stay as it is.
+fn plant_secret(app: &Instance) -> std::path::PathBuf {
+    let secret = app.app_dir().parent().unwrap().join("secret");
+    std::fs::create_dir(&secret).unwrap();
+    std::fs::write(secret.join("file"), "not for guests").unwrap();
+    secret
+}
+
+fn assert_untouched(secret: &Path, after: &str) {
+    let names: Vec<_> = std::fs::read_dir(secret).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["file"], "after {after}");
+    assert_eq!(std::fs::read_to_string(secret.join("file")).unwrap(), "not for guests", "after {after}");
+    let beside = std::fs::read_dir(secret.parent().unwrap()).unwrap().count();
+    assert_eq!(beside, 3, "app, tmp and secret, after {after}");
+}
+
+async fn names_that_lead_out() {
+    let app = driver(|_| {}).await;
+    let secret = plant_secret(&app);
+    let absolute = secret.to_str().unwrap().to_owned();
+    app.ok("/fs/create-dir?path=/tmp/d").await;
+    app.ok("/fs/write?path=/tmp/mine&bytes=10").await;
+    // A guest may or may not be let make such links; none of them leads anywhere.
+    for (target, link) in
+        [("../secret", "/tmp/up"), ("../../secret/file", "/tmp/d/file"), ("d/../../secret", "/tmp/round"), (&absolute, "/tmp/root")]
+    {
+        app.get(&format!("/fs/symlink?path={target}&to={link}")).await;
+    }
+    std::os::unix::fs::symlink(&secret, app.tmp_dir().join("planted")).unwrap();
+    let out = [
+        "../secret".to_owned(),
+        "/tmp/../secret".into(),
+        "/tmp/d/../../secret".into(),
+        "/tmp/../tmp/../secret".into(),
+        "/app/..".into(),
+        absolute.clone(),
+        format!("/tmp/{absolute}"),
+        "/tmp/up".into(),
+        "/tmp/round".into(),
+        "/tmp/root".into(),
+        "/tmp/planted".into(),
+        "/tmp/d/../planted".into(),
+    ];
+    for path in out.iter().flat_map(|path| [format!("{path}/file"), format!("{path}/file/"), format!("{path}/new"), format!("{path}/new/")])
+    {
+        let operations = [
+            format!("/fs/read?path={path}"),
+            format!("/fs/stat?path={path}"),
+            format!("/fs/write?path={path}&bytes=5"),
+            format!("/fs/append?path={path}&bytes=5"),
+            format!("/fs/truncate?path={path}&size=0"),
+            format!("/fs/remove?path={path}"),
+            format!("/fs/create-dir?path={path}"),
+            format!("/fs/remove-dir?path={path}"),
+            format!("/fs/rename?path=/tmp/mine&to={path}"),
+            format!("/fs/rename?path={path}&to=/tmp/stolen"),
+            format!("/fs/hard-link?path=/tmp/mine&to={path}"),
+            format!("/fs/hard-link?path={path}&to=/tmp/stolen"),
+            format!("/fs/symlink?path=mine&to={path}"),
+        ];
+        for operation in operations {
+            let answer = app.get(&operation).await;
+            assert_eq!(answer.status, 422, "{operation}: {}", answer.text());
+            assert!(!answer.text().contains("not for guests"), "{operation}");
+        }
+    }
+    // A trailing slash makes a link its target; moved, the link must stay a link.
+    for link in ["up", "round", "root", "planted"] {
+        for to in ["/tmp/moved/", "/tmp/d/moved/", "/app/moved/"] {
+            app.get(&format!("/fs/rename?path=/tmp/{link}/&to={to}")).await;
+            app.get(&format!("/fs/remove-dir?path=/tmp/{link}/")).await;
+            assert_untouched(&secret, &format!("moving {link}/ to {to}"));
+        }
+    }
+    assert_untouched(&secret, "everything");
+    // It came from the host, so the ledger does not know it.
+    std::fs::remove_file(app.tmp_dir().join("planted")).unwrap();
+    app.assert_right("all that was refused");
+}
+
+/// One store swaps a directory for a link that leads out, and back, while others go through it.
+async fn races() {
+    let app = driver(|quota| (quota.disk, quota.inodes) = (Size(4 << 20), 500)).await;
+    let secret = plant_secret(&app);
+    let (tmp_dir, target) = (app.tmp_dir(), secret.clone());
+    app.ok("/fs/create-dir?path=/tmp/door").await;
+    // The link is made by the host: a guest is not let make one as good as this.
+    std::os::unix::fs::symlink(&target, tmp_dir.join("link")).unwrap();
+    let swaps = async {
+        for _ in 0..60 {
+            for (from, to) in [("door", "aside"), ("link", "door"), ("door", "link"), ("aside", "door")] {
+                app.get(&format!("/fs/rename?path=/tmp/{from}&to=/tmp/{to}")).await;
+            }
+        }
+    };
+    let entries = |operation: &'static str| {
+        let app = &app;
+        async move {
+            for _ in 0..120 {
+                let answer = app.get(operation).await;
+                assert!(!answer.text().contains("not for guests"), "{operation}: {}", answer.text());
+            }
+        }
+    };
+    futures::join!(
+        swaps,
+        entries("/fs/read?path=/tmp/door/file"),
+        entries("/fs/write?path=/tmp/door/new&bytes=10"),
+        entries("/fs/remove?path=/tmp/door/file"),
+        entries("/fs/rename?path=/tmp/door/file&to=/tmp/stolen"),
+    );
+    assert_untouched(&secret, "the races");
+    std::fs::remove_file(tmp_dir.join("link")).or_else(|_| std::fs::remove_file(tmp_dir.join("door"))).unwrap();
 }
 
 /// A generator that gives the same numbers for the same seed.

@@ -167,12 +167,21 @@ impl Plan {
 
     pub(crate) async fn try_start(self) -> Result<Instance, (Exit, Arc<Lines>)> {
         let directory = tempfile::tempdir().unwrap();
-        let (app_dir, tmp_dir) = (directory.path().join("app"), directory.path().join("tmp"));
-        std::fs::create_dir(&app_dir).unwrap();
-        std::fs::create_dir(&tmp_dir).unwrap();
+        std::fs::create_dir(directory.path().join("app")).unwrap();
+        std::fs::create_dir(directory.path().join("tmp")).unwrap();
         for (path, content) in &self.files {
-            std::fs::write(app_dir.join(path), content).unwrap();
+            std::fs::write(directory.path().join("app").join(path), content).unwrap();
         }
+        self.try_start_in(directory).await
+    }
+
+    /// Starts it where another instance has been.
+    pub(crate) async fn start_in(self, directory: TempDir) -> Instance {
+        self.try_start_in(directory).await.unwrap_or_else(|(exit, lines)| panic!("start failed: {exit:?}\n{}", lines.all()))
+    }
+
+    async fn try_start_in(self, directory: TempDir) -> Result<Instance, (Exit, Arc<Lines>)> {
+        let (app_dir, tmp_dir) = (directory.path().join("app"), directory.path().join("tmp"));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let lines = Arc::new(Lines::default());
@@ -229,6 +238,10 @@ impl Answer {
 impl Instance {
     pub(crate) fn app_dir(&self) -> PathBuf {
         self.directory.path().join("app")
+    }
+
+    pub(crate) fn into_directory(self) -> TempDir {
+        self.directory
     }
 
     pub(crate) fn tmp_dir(&self) -> PathBuf {

@@ -1,8 +1,10 @@
 //! Any sequence of operations, by two stores on the same directory: the ledger says what a walk says.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Weak;
 
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
@@ -16,22 +18,31 @@ use crate::ledger::{DiskLimit, survey};
 
 const LIMIT: DiskLimit = DiskLimit { bytes: 24 * BLOCK, inodes: 8 };
 
-/// One store, with the files that it has open.
+/// One store on `/app` and `/tmp`, with what it has open.
 struct Store {
     wasi: WasiCtx,
     table: ResourceTable,
     files: CountedFiles,
-    root: Resource<Descriptor>,
+    roots: Vec<Resource<Descriptor>>,
     open: Vec<Resource<Descriptor>>,
+    readers: Vec<Resource<DynInputStream>>,
+    writers: Vec<Resource<DynOutputStream>>,
+    /// Everything that was ever opened; what is still open is still there.
+    ever_opened: Vec<Weak<File>>,
 }
 
 impl Store {
-    fn new(directory: &Path, ledger: &Arc<Ledger>, perms: FsPerms) -> Self {
-        let mut wasi = WasiCtxBuilder::new().preopened_dir(directory, "/", perms).unwrap().build();
+    fn new(directories: &[&Path], ledger: &Arc<Ledger>, perms: FsPerms) -> Self {
+        let mut wasi = WasiCtxBuilder::new();
+        for (directory, name) in directories.iter().zip(["/app", "/tmp"]) {
+            wasi.preopened_dir(directory, name, perms).unwrap();
+        }
+        let mut wasi = wasi.build();
         let mut table = ResourceTable::new();
         let mut view = WasiFilesystemCtxView { ctx: wasi.filesystem(), table: &mut table };
-        let (root, _) = Preopens::get_directories(&mut view).unwrap().remove(0);
-        Self { wasi, table, files: CountedFiles::new(ledger.clone(), handles(), memory()), root, open: Vec::new() }
+        let roots = Preopens::get_directories(&mut view).unwrap().into_iter().map(|(root, _)| root).collect();
+        let files = CountedFiles::new(ledger.clone(), handles(), memory());
+        Self { wasi, table, files, roots, open: Vec::new(), readers: Vec::new(), writers: Vec::new(), ever_opened: Vec::new() }
     }
 
     fn view(&mut self) -> CountedFilesystem<'_> {
@@ -39,8 +50,14 @@ impl Store {
         CountedFilesystem { inner, files: &mut self.files }
     }
 
+    /// `tmp:PATH` is a path in the second directory, when there are two; all others are in the first.
+    fn at(&self, path: &str) -> (Resource<Descriptor>, String) {
+        let (root, path) = path.strip_prefix("tmp:").map_or((0, path), |path| (self.roots.len() - 1, path));
+        (Resource::new_borrow(self.roots[root].rep()), path.to_owned())
+    }
+
     fn root(&self) -> Resource<Descriptor> {
-        Resource::new_borrow(self.root.rep())
+        self.at("").0
     }
 
     fn file(&self, choice: usize) -> Option<Resource<Descriptor>> {
@@ -49,8 +66,14 @@ impl Store {
     }
 
     async fn open(&mut self, path: &str, open: OpenFlags, flags: DescriptorFlags) -> Result<(), ErrorCode> {
-        let root = self.root();
-        let opened = code(self.view().open_at(root, PathFlags::SYMLINK_FOLLOW, path.into(), open, flags).await)?;
+        self.open_by(path, PathFlags::SYMLINK_FOLLOW, open, flags).await
+    }
+
+    async fn open_by(&mut self, path: &str, by: PathFlags, open: OpenFlags, flags: DescriptorFlags) -> Result<(), ErrorCode> {
+        let (root, path) = self.at(path);
+        let opened = code(self.view().open_at(root, by, path, open, flags).await)?;
+        let entered = self.view().entered(&opened);
+        self.ever_opened.extend(entered.map(|entered| Arc::downgrade(&entered.file)));
         self.open.push(opened);
         Ok(())
     }
@@ -74,40 +97,105 @@ fn code<T>(result: FsResult<T>) -> Result<T, ErrorCode> {
 
 #[derive(Debug, Clone)]
 enum Operation {
-    Open { path: String, create: bool, truncate: bool },
-    Close { file: usize },
-    Write { file: usize, offset: u64, bytes: usize },
-    Stream { file: usize, position: Option<u64>, chunks: Vec<usize> },
-    Resize { file: usize, size: u64 },
-    MakeDirectory { path: String },
-    RemoveDirectory { path: String },
-    Unlink { path: String },
-    Rename { from: String, to: String },
-    HardLink { from: String, to: String },
-    Symlink { from: String, to: String },
+    Open {
+        path: String,
+        create: bool,
+        truncate: bool,
+    },
+    /// With any flags, sensible or not.
+    OpenOddly {
+        path: String,
+        follow: bool,
+        open: u8,
+        flags: u8,
+    },
+    Close {
+        file: usize,
+    },
+    Write {
+        file: usize,
+        offset: u64,
+        bytes: usize,
+    },
+    Stream {
+        file: usize,
+        position: Option<u64>,
+        chunks: Vec<usize>,
+    },
+    /// Opens a stream and keeps it.
+    Keep {
+        file: usize,
+        writes: bool,
+    },
+    /// Lets go of the stream that was opened first.
+    Release {
+        writes: bool,
+    },
+    Resize {
+        file: usize,
+        size: u64,
+    },
+    MakeDirectory {
+        path: String,
+    },
+    RemoveDirectory {
+        path: String,
+    },
+    Unlink {
+        path: String,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    HardLink {
+        from: String,
+        to: String,
+    },
+    Symlink {
+        from: String,
+        to: String,
+    },
+    List {
+        path: String,
+    },
 }
 
+/// Few names, so that operations meet; some lead nowhere or out.
 fn path() -> impl Strategy<Value = String> {
-    prop_oneof![4 => "[abc]", 1 => "d/[ab]", 1 => Just("d".to_owned())]
+    let name = prop_oneof![
+        8 => "[abc]",
+        3 => "[de]/[ab]",
+        2 => "[de]",
+        1 => "[abde]/",
+        1 => prop_oneof![Just("d/../a"), Just("./b"), Just("d/e/a"), Just(".."), Just("../x"), Just("/a"), Just(""), Just("d/.")]
+            .prop_map(str::to_owned),
+    ];
+    (prop::bool::weighted(0.3), name).prop_map(|(tmp, name)| if tmp { format!("tmp:{name}") } else { name })
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
     let file = || 0..8_usize;
     let bytes = || 0..40_000_usize;
-    let offset = || 0..60_000_u64;
+    let offset = || prop_oneof![20 => 0..60_000_u64, 1 => Just(u64::MAX), 1 => Just(u64::MAX / 2)];
     prop_oneof![
         5 => (path(), any::<bool>(), any::<bool>()).prop_map(|(path, create, truncate)| Operation::Open { path, create, truncate }),
+        2 => (path(), any::<bool>(), 0..16_u8, 0..8_u8)
+            .prop_map(|(path, follow, open, flags)| Operation::OpenOddly { path, follow, open, flags }),
         3 => file().prop_map(|file| Operation::Close { file }),
         3 => (file(), offset(), bytes()).prop_map(|(file, offset, bytes)| Operation::Write { file, offset, bytes }),
         3 => (file(), proptest::option::of(offset()), proptest::collection::vec(bytes(), 0..4))
             .prop_map(|(file, position, chunks)| Operation::Stream { file, position, chunks }),
+        2 => (file(), any::<bool>()).prop_map(|(file, writes)| Operation::Keep { file, writes }),
+        1 => any::<bool>().prop_map(|writes| Operation::Release { writes }),
         2 => (file(), 0..150_000_u64).prop_map(|(file, size)| Operation::Resize { file, size }),
-        1 => path().prop_map(|path| Operation::MakeDirectory { path }),
+        2 => path().prop_map(|path| Operation::MakeDirectory { path }),
         1 => path().prop_map(|path| Operation::RemoveDirectory { path }),
         2 => path().prop_map(|path| Operation::Unlink { path }),
-        2 => (path(), path()).prop_map(|(from, to)| Operation::Rename { from, to }),
-        1 => (path(), path()).prop_map(|(from, to)| Operation::HardLink { from, to }),
-        1 => ("[abc]", path()).prop_map(|(from, to)| Operation::Symlink { from, to }),
+        3 => (path(), path()).prop_map(|(from, to)| Operation::Rename { from, to }),
+        2 => (path(), path()).prop_map(|(from, to)| Operation::HardLink { from, to }),
+        1 => (path(), path()).prop_map(|(from, to)| Operation::Symlink { from, to }),
+        1 => path().prop_map(|path| Operation::List { path }),
     ]
 }
 
@@ -134,7 +222,6 @@ async fn stream(store: &mut Store, stream: Resource<DynOutputStream>, chunks: &[
 }
 
 async fn carry_out(store: &mut Store, operation: Operation) -> Result<(), ErrorCode> {
-    let root = store.root();
     match operation {
         Operation::Open { path, create, truncate } => {
             let mut open = OpenFlags::empty();
@@ -145,6 +232,19 @@ async fn carry_out(store: &mut Store, operation: Operation) -> Result<(), ErrorC
                 open |= OpenFlags::TRUNCATE;
             }
             store.open(&path, open, DescriptorFlags::READ | DescriptorFlags::WRITE).await
+        }
+        Operation::OpenOddly { path, follow, open, flags } => {
+            let by = if follow { PathFlags::SYMLINK_FOLLOW } else { PathFlags::empty() };
+            let pick = |bits: u8, bit: u8| bits & 1 << bit != 0;
+            let all = [OpenFlags::CREATE, OpenFlags::DIRECTORY, OpenFlags::EXCLUSIVE, OpenFlags::TRUNCATE];
+            let open = all.into_iter().zip(0..).filter(|(_, bit)| pick(open, *bit)).fold(OpenFlags::empty(), |open, (flag, _)| open | flag);
+            let all = [DescriptorFlags::READ, DescriptorFlags::WRITE, DescriptorFlags::MUTATE_DIRECTORY];
+            let flags = all
+                .into_iter()
+                .zip(0..)
+                .filter(|(_, bit)| pick(flags, *bit))
+                .fold(DescriptorFlags::empty(), |flags, (flag, _)| flags | flag);
+            store.open_by(&path, by, open, flags).await
         }
         Operation::Close { file } => {
             if !store.open.is_empty() {
@@ -165,63 +265,173 @@ async fn carry_out(store: &mut Store, operation: Operation) -> Result<(), ErrorC
             };
             stream(store, code(opened)?, &chunks).await
         }
+        Operation::Keep { file, writes } => {
+            let Some(file) = store.file(file) else { return Ok(()) };
+            if writes {
+                let writer = code(store.view().append_via_stream(file))?;
+                store.writers.push(writer);
+            } else {
+                let reader = code(store.view().read_via_stream(file, 0))?;
+                store.readers.push(reader);
+            }
+            Ok(())
+        }
+        Operation::Release { writes } => {
+            if writes && !store.writers.is_empty() {
+                drop(store.table.delete(store.writers.remove(0)).unwrap());
+            } else if !writes && !store.readers.is_empty() {
+                drop(store.table.delete(store.readers.remove(0)).unwrap());
+            }
+            Ok(())
+        }
         Operation::Resize { file, size } => match store.file(file) {
             Some(file) => code(store.view().set_size(file, size).await),
             None => Ok(()),
         },
-        Operation::MakeDirectory { path } => code(store.view().create_directory_at(root, path).await),
-        Operation::RemoveDirectory { path } => code(store.view().remove_directory_at(root, path).await),
-        Operation::Unlink { path } => code(store.view().unlink_file_at(root, path).await),
-        Operation::Rename { from, to } => {
-            let to_root = store.root();
-            code(store.view().rename_at(root, from, to_root, to).await)
-        }
-        Operation::HardLink { from, to } => {
-            let to_root = store.root();
-            code(store.view().link_at(root, PathFlags::empty(), from, to_root, to).await)
-        }
-        Operation::Symlink { from, to } => code(store.view().symlink_at(root, from, to).await),
+        on_paths => change_names(store, on_paths).await,
     }
 }
 
-/// Bytes of files that are open and have no name any more.
+async fn change_names(store: &mut Store, operation: Operation) -> Result<(), ErrorCode> {
+    match operation {
+        Operation::MakeDirectory { path } => {
+            let (root, path) = store.at(&path);
+            code(store.view().create_directory_at(root, path).await)
+        }
+        Operation::RemoveDirectory { path } => {
+            let (root, path) = store.at(&path);
+            code(store.view().remove_directory_at(root, path).await)
+        }
+        Operation::Unlink { path } => {
+            let (root, path) = store.at(&path);
+            code(store.view().unlink_file_at(root, path).await)
+        }
+        Operation::Rename { from, to } => {
+            let ((root, from), (to_root, to)) = (store.at(&from), store.at(&to));
+            code(store.view().rename_at(root, from, to_root, to).await)
+        }
+        Operation::HardLink { from, to } => {
+            let ((root, from), (to_root, to)) = (store.at(&from), store.at(&to));
+            code(store.view().link_at(root, PathFlags::empty(), from, to_root, to).await)
+        }
+        Operation::Symlink { from, to } => {
+            let ((_, from), (root, to)) = (store.at(&from), store.at(&to));
+            code(store.view().symlink_at(root, from, to).await)
+        }
+        Operation::List { path } => {
+            store.open(&path, OpenFlags::DIRECTORY, DescriptorFlags::READ).await?;
+            let directory = store.open.pop().unwrap();
+            let listed = store.view().read_directory(Resource::new_borrow(directory.rep())).await;
+            HostDescriptor::drop(&mut store.view(), directory).unwrap();
+            HostDirectoryEntryStream::drop(&mut store.view(), code(listed)?).unwrap();
+            Ok(())
+        }
+        other => unreachable!("{other:?} has no path"),
+    }
+}
+
+/// Bytes of files and directories that are open and have no name any more. A file is open while any of its streams is.
 fn nameless(stores: &[Store]) -> u64 {
     let mut found = HashMap::new();
-    for file in stores.iter().flat_map(|store| store.files.open.values()).filter_map(|opened| opened.entered.as_ref()) {
-        let metadata = file.file.metadata().unwrap();
+    for file in stores.iter().flat_map(|store| &store.ever_opened).filter_map(Weak::upgrade) {
+        let metadata = file.metadata().unwrap();
         if metadata.nlink() == 0 {
-            found.insert(metadata.ino(), metadata.len().div_ceil(BLOCK) * BLOCK);
+            let least = if metadata.is_dir() { BLOCK } else { 0 };
+            found.insert(metadata.ino(), (metadata.len().div_ceil(BLOCK) * BLOCK).max(least));
         }
     }
     found.values().sum()
 }
 
+/// Two directories with something in them, and a ledger of both.
+struct Disk {
+    directories: [tempfile::TempDir; 2],
+    ledger: Arc<Ledger>,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let directories = [0; 2].map(|_| tempfile::tempdir().unwrap());
+        std::fs::create_dir(directories[0].path().join("d")).unwrap();
+        std::fs::write(directories[0].path().join("a"), vec![0; 5000]).unwrap();
+        std::fs::hard_link(directories[0].path().join("a"), directories[0].path().join("d/a")).unwrap();
+        let ledger = Self::survey_all(&directories);
+        Self { directories, ledger }
+    }
+
+    fn survey_all(directories: &[tempfile::TempDir; 2]) -> Arc<Ledger> {
+        Ledger::open(directories.each_ref().map(tempfile::TempDir::path), LIMIT).unwrap()
+    }
+
+    fn store(&self) -> Store {
+        Store::new(&self.directories.each_ref().map(tempfile::TempDir::path), &self.ledger, FsPerms::ReadWrite)
+    }
+
+    /// Bytes and names that a walk finds, which is also what an instance that is started anew would begin with.
+    fn walked(&self) -> (u64, u64) {
+        let ledger = Self::survey_all(&self.directories);
+        (ledger.bytes().0, ledger.names())
+    }
+
+    fn counted(&self) -> (u64, u64) {
+        (self.ledger.bytes().0, self.ledger.names())
+    }
+}
+
 fn check(operations: Vec<(usize, Operation)>) {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::create_dir(directory.path().join("d")).unwrap();
-    std::fs::write(directory.path().join("a"), vec![0; 5000]).unwrap();
-    let ledger = Ledger::open([directory.path()], LIMIT).unwrap();
-    let runtime = Runtime::new().unwrap();
-    runtime.block_on(async {
-        let mut stores = [0; 2].map(|_| Store::new(directory.path(), &ledger, FsPerms::ReadWrite));
+    let disk = Disk::new();
+    Runtime::new().unwrap().block_on(async {
+        let mut stores = [0; 2].map(|_| disk.store());
         for (store, operation) in operations {
             let result = carry_out(&mut stores[store], operation.clone()).await;
-            let (bytes, names) = survey(directory.path()).unwrap();
-            let expected = (bytes + nameless(&stores), names);
-            assert_eq!((ledger.bytes().0, ledger.names()), expected, "after {operation:?}: {result:?}");
-            assert!(ledger.bytes().0 <= LIMIT.bytes && ledger.names() <= LIMIT.inodes, "after {operation:?}");
+            let (bytes, names) = disk.walked();
+            assert_eq!(disk.counted(), (bytes + nameless(&stores), names), "after {operation:?}: {result:?}");
+            assert!(disk.counted().0 <= LIMIT.bytes && names <= LIMIT.inodes, "after {operation:?}");
         }
         drop(stores);
-        assert_eq!((ledger.bytes().0, ledger.names()), survey(directory.path()).unwrap(), "with everything closed");
+        assert_eq!(disk.counted(), disk.walked(), "with everything closed");
+    });
+}
+
+/// All stores at once, each on its own thread as far as there are any.
+fn check_side_by_side(operations: [Vec<Operation>; 3]) {
+    let disk = Disk::new();
+    Runtime::new().unwrap().block_on(async {
+        let tasks = operations.map(|operations| {
+            let mut store = disk.store();
+            let ledger = disk.ledger.clone();
+            tokio::spawn(async move {
+                for operation in operations {
+                    let _ = carry_out(&mut store, operation).await;
+                    assert!(ledger.bytes().0 <= LIMIT.bytes && ledger.names() <= LIMIT.inodes);
+                }
+                store
+            })
+        });
+        let mut stores = Vec::new();
+        for task in tasks {
+            stores.push(task.await.unwrap());
+        }
+        let (bytes, names) = disk.walked();
+        assert_eq!(disk.counted(), (bytes + nameless(&stores), names), "while files are open");
+        drop(stores);
+        assert_eq!(disk.counted(), disk.walked(), "with everything closed");
     });
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_ledger_says_what_a_walk_says(operations in proptest::collection::vec((0..2_usize, operation()), 1..50)) {
+    fn the_ledger_says_what_a_walk_says(operations in proptest::collection::vec((0..2_usize, operation()), 1..60)) {
         check(operations);
+    }
+
+    #[test]
+    fn also_when_stores_work_at_the_same_time(
+        operations in proptest::array::uniform3(proptest::collection::vec(operation(), 1..40)),
+    ) {
+        check_side_by_side(operations);
     }
 }
 
@@ -230,7 +440,7 @@ fn a_full_disk_is_insufficient_space_and_a_short_write_writes_what_fits() {
     let directory = tempfile::tempdir().unwrap();
     let ledger = Ledger::open([directory.path()], LIMIT).unwrap();
     Runtime::new().unwrap().block_on(async {
-        let mut store = Store::new(directory.path(), &ledger, FsPerms::ReadWrite);
+        let mut store = Store::new(&[directory.path()], &ledger, FsPerms::ReadWrite);
         let flags = DescriptorFlags::READ | DescriptorFlags::WRITE;
         store.open("a", OpenFlags::CREATE, flags).await.unwrap();
         let file = || Resource::new_borrow(store.open[0].rep());
@@ -251,7 +461,7 @@ fn a_stream_that_outlives_its_descriptor_keeps_the_file_charged() {
     let directory = tempfile::tempdir().unwrap();
     let ledger = Ledger::open([directory.path()], LIMIT).unwrap();
     Runtime::new().unwrap().block_on(async {
-        let mut store = Store::new(directory.path(), &ledger, FsPerms::ReadWrite);
+        let mut store = Store::new(&[directory.path()], &ledger, FsPerms::ReadWrite);
         for path in ["reading", "writing"] {
             store.open(path, OpenFlags::CREATE, DescriptorFlags::READ | DescriptorFlags::WRITE).await.unwrap();
             let file = store.file(0).unwrap();
@@ -281,7 +491,7 @@ fn what_is_read_only_is_neither_changed_nor_counted() {
     std::fs::write(directory.path().join("a"), "text").unwrap();
     let ledger = Ledger::open([], LIMIT).unwrap();
     Runtime::new().unwrap().block_on(async {
-        let mut store = Store::new(directory.path(), &ledger, FsPerms::ReadOnly);
+        let mut store = Store::new(&[directory.path()], &ledger, FsPerms::ReadOnly);
         store.open("a", OpenFlags::empty(), DescriptorFlags::READ).await.unwrap();
         let file = store.file(0).unwrap();
         assert_eq!(code(store.view().read(file, 10, 0).await).unwrap().0, b"text");
@@ -312,7 +522,7 @@ fn who_opens_a_file_while_its_name_goes_does_not_give_it_back_twice() {
     std::fs::write(directory.path().join("stays"), vec![0; 15 * usize::try_from(BLOCK).unwrap()]).unwrap();
     let ledger = Ledger::open([directory.path()], LIMIT).unwrap();
     Runtime::new().unwrap().block_on(async {
-        let mut stores = [0; 2].map(|_| Store::new(directory.path(), &ledger, FsPerms::ReadWrite));
+        let mut stores = [0; 2].map(|_| Store::new(&[directory.path()], &ledger, FsPerms::ReadWrite));
         let [maker, opener] = &mut stores;
         for _ in 0..500 {
             let make_and_remove = async {
@@ -332,5 +542,114 @@ fn who_opens_a_file_while_its_name_goes_does_not_give_it_back_twice() {
         }
         drop(stores);
         assert_eq!((ledger.bytes().0, ledger.names()), (15 * BLOCK, 1));
+    });
+}
+
+#[test]
+fn a_directory_that_has_grown_costs_what_it_takes() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open([directory.path()], DiskLimit { bytes: 64 * BLOCK, inodes: 100_000 }).unwrap();
+    Runtime::new().unwrap().block_on(async {
+        let mut store = Store::new(&[directory.path()], &ledger, FsPerms::ReadWrite);
+        carry_out(&mut store, Operation::MakeDirectory { path: "d".into() }).await.unwrap();
+        carry_out(&mut store, Operation::Symlink { from: "d".into(), to: "link".into() }).await.unwrap();
+        // Long names, in the directory itself and through a link to it: 200 of them fill more than ten blocks.
+        let name = |index: usize| format!("{}/{index}-{}", if index.is_multiple_of(2) { "d" } else { "link" }, "x".repeat(240));
+        for index in 0..200 {
+            carry_out(&mut store, Operation::Open { path: name(index), create: true, truncate: false }).await.unwrap();
+            carry_out(&mut store, Operation::Close { file: 0 }).await.unwrap();
+        }
+        let length = || std::fs::metadata(directory.path().join("d")).unwrap().len();
+        if length() <= BLOCK {
+            // This file system keeps directories elsewhere.
+            return;
+        }
+        let walked = || survey([directory.path()]).unwrap();
+        assert_eq!((ledger.bytes().0, ledger.names()), walked());
+        for index in 0..200 {
+            carry_out(&mut store, Operation::Unlink { path: name(index) }).await.unwrap();
+        }
+        assert_eq!((ledger.bytes().0, ledger.names()), walked(), "empty, and as long as before");
+        assert!(ledger.bytes().0 >= length(), "{:?}", ledger.bytes());
+        // Held open it keeps its blocks after it has lost its name.
+        store.open("d", OpenFlags::DIRECTORY, DescriptorFlags::READ).await.unwrap();
+        carry_out(&mut store, Operation::RemoveDirectory { path: "d".into() }).await.unwrap();
+        assert!(ledger.bytes().0 > 10 * BLOCK, "{:?}", ledger.bytes());
+        carry_out(&mut store, Operation::Close { file: 0 }).await.unwrap();
+        assert_eq!((ledger.bytes().0, ledger.names()), walked());
+    });
+}
+
+#[test]
+fn directories_cannot_be_blown_up_beyond_the_quota() {
+    let directory = tempfile::tempdir().unwrap();
+    let limit = 16 * BLOCK;
+    let ledger = Ledger::open([directory.path()], DiskLimit { bytes: limit, inodes: 1000 }).unwrap();
+    Runtime::new().unwrap().block_on(async {
+        let mut store = Store::new(&[directory.path()], &ledger, FsPerms::ReadWrite);
+        // Names come and go, directories stay as long as they have become.
+        let mut refused = false;
+        for round in 0..40 {
+            let directory = format!("d{round}");
+            refused |= carry_out(&mut store, Operation::MakeDirectory { path: directory.clone() }).await.is_err();
+            for index in 0..50 {
+                let path = format!("{directory}/{index}-{}", "x".repeat(240));
+                if carry_out(&mut store, Operation::Open { path: path.clone(), create: true, truncate: false }).await.is_ok() {
+                    carry_out(&mut store, Operation::Close { file: 0 }).await.unwrap();
+                }
+                if index % 25 == 24 {
+                    for index in index - 24..=index {
+                        let path = format!("{directory}/{index}-{}", "x".repeat(240));
+                        let _ = carry_out(&mut store, Operation::Unlink { path }).await;
+                    }
+                }
+            }
+        }
+        assert!(refused);
+        let (bytes, names) = survey([directory.path()]).unwrap();
+        assert_eq!((ledger.bytes().0, ledger.names()), (bytes, names));
+        assert!(bytes <= limit + 3 * BLOCK, "{bytes}");
+    });
+}
+
+#[test]
+fn a_directory_that_was_over_its_quota_before_takes_nothing_until_it_is_emptied() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("large"), vec![0; 200_000]).unwrap();
+    // A hole counts like any other part of a file.
+    File::create(directory.path().join("sparse")).unwrap().set_len(1 << 40).unwrap();
+    let ledger = Ledger::open([directory.path()], LIMIT).unwrap();
+    assert_eq!((ledger.bytes().0, ledger.names()), ((1 << 40) + 49 * BLOCK, 2));
+    Runtime::new().unwrap().block_on(async {
+        let mut store = Store::new(&[directory.path()], &ledger, FsPerms::ReadWrite);
+        let create = || Operation::Open { path: "new".into(), create: true, truncate: false };
+        let full = Err(ErrorCode::InsufficientSpace);
+        assert_eq!(carry_out(&mut store, create()).await, full);
+        assert_eq!(carry_out(&mut store, Operation::MakeDirectory { path: "d".into() }).await, full);
+        carry_out(&mut store, Operation::Open { path: "large".into(), create: false, truncate: false }).await.unwrap();
+        assert_eq!(carry_out(&mut store, Operation::Write { file: 0, offset: 0, bytes: 10 }).await, Ok(()), "it gets no longer");
+        // What is left of its last block is paid for.
+        assert_eq!(carry_out(&mut store, Operation::Stream { file: 0, position: None, chunks: vec![5000, 1] }).await, full);
+        carry_out(&mut store, Operation::Unlink { path: "sparse".into() }).await.unwrap();
+        assert_eq!(carry_out(&mut store, create()).await, full, "still over");
+        carry_out(&mut store, Operation::Resize { file: 0, size: 1 }).await.unwrap();
+        assert_eq!(carry_out(&mut store, create()).await, Ok(()));
+        assert_eq!((ledger.bytes().0, ledger.names()), survey([directory.path()]).unwrap());
+    });
+}
+
+#[test]
+fn a_file_that_is_made_without_room_for_its_handle_is_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open([directory.path()], LIMIT).unwrap();
+    Runtime::new().unwrap().block_on(async {
+        let mut store = Store::new(&[directory.path()], &ledger, FsPerms::ReadWrite);
+        store.table.set_max_capacity(1);
+        let root = store.root();
+        let flags = DescriptorFlags::READ | DescriptorFlags::WRITE;
+        let trapped = store.view().open_at(root, PathFlags::empty(), "a".into(), OpenFlags::CREATE, flags).await;
+        assert!(trapped.is_err_and(|error| error.downcast().is_err()), "a trap, no error code");
+        assert!(directory.path().join("a").exists());
+        assert_eq!((ledger.bytes().0, ledger.names()), survey([directory.path()]).unwrap());
     });
 }
