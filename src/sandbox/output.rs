@@ -249,7 +249,9 @@ mod tests {
     #[test]
     fn lines_come_whole_however_they_are_written() {
         assert_eq!(lines_of(&[b"a", b"b\nc\r\n\n", b"rest"]), ["ab", "c", "", "rest"]);
-        assert_eq!(lines_of(&[b"bad \xff byte\n"]), ["bad \u{fffd} byte"]);
+        assert_eq!(lines_of(&[b"bad \xff byte\n", b"\xe2\x82", b"\xac whole\n"]), ["bad \u{fffd} byte", "\u{20ac} whole"]);
+        // What a terminal would obey is for whoever has one to escape.
+        assert_eq!(lines_of(&[b"\x1b[2J\0nul\rover\n"]), ["\u{1b}[2J\0nul\rover"]);
         assert!(lines_of(&[b""]).is_empty());
     }
 
