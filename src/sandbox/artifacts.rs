@@ -1,15 +1,16 @@
 //! Native code on disk.
 //!
 //! Loading an artifact runs whatever machine code it holds, so each is kept with a MAC under a key of this host: a file is
-//! `HMAC-SHA256(key, name ‖ artifact) ‖ artifact`, its name being the component's digest and the engine's ABI. One that fails the
-//! check, whoever wrote it, is refused, logged, removed and compiled again.
+//! `HMAC-SHA256(key, name ‖ artifact) ‖ artifact`, its name being `DIGEST-ABI`, of the component's digest and the engine's ABI. One
+//! that fails the check, whoever wrote it, is refused, logged, removed and compiled again. What an engine left behind that is not in
+//! use any more is removed at the start. A key that others may have seen is replaced, and with it everything that it vouched for.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use dewar_protocol::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
@@ -19,6 +20,13 @@ use tracing::{debug, warn};
 use crate::EngineError;
 
 const KEY_FILE: &str = "artifact.key";
+/// Hexadecimal digits of a component's digest, and of an ABI, in an artifact's name.
+const DIGEST_DIGITS: usize = 64;
+pub(crate) const ABI_DIGITS: usize = 16;
+/// The largest file that is read. One as large was never written: compilers' output ends before.
+const FILE_BYTES: u64 = 4 << 30;
+/// How old a file must be whose writer was killed before it had a name, to be removed.
+const ABANDONED: Duration = Duration::from_secs(3600);
 const KEY_BYTES: usize = 32;
 const MAC_BYTES: usize = 32;
 
@@ -41,32 +49,60 @@ impl Artifacts {
         Ok(Self { directory, key, limit: limit.0, evicting: Mutex::new(()) })
     }
 
+    /// Removes what other engines than those of these ABIs made, and what killed processes left half-written.
+    pub(crate) fn sweep(&self, abis: &[&str]) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let outdated = name.to_str().and_then(abi_of).is_some_and(|abi| !abis.contains(&abi));
+            let abandoned = || name.as_encoded_bytes().starts_with(b".tmp") && is_older(&entry, ABANDONED);
+            if outdated || abandoned() {
+                debug!(?name, "removed native code of no use any more");
+                // Another process may have done so meanwhile.
+                match fs::remove_file(entry.path()) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                    Ok(()) | Err(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The artifact of this name, verified; `None` when there is none that can be trusted.
     pub(crate) fn load(&self, name: &str) -> Option<Vec<u8>> {
         let path = self.directory.join(name);
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
+        let error = match self.read(&path, name) {
+            Ok(artifact) => return Some(artifact),
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
-            Err(error) => {
-                warn!(path = %path.display(), %error, "cannot open native code");
-                return None;
-            }
+            Err(error) => error,
         };
-        let mut mac = [0; MAC_BYTES];
-        let mut artifact = Vec::new();
-        let read = file.read_exact(&mut mac).and_then(|()| file.read_to_end(&mut artifact));
-        if read.is_ok() && self.mac(name, &artifact).verify_slice(&mac).is_ok() {
-            // Its time of change is its time of last use. When that cannot be set it is evicted earlier, no more.
-            if let Err(error) = file.set_modified(SystemTime::now()) {
-                debug!(path = %path.display(), %error, "cannot mark native code as used");
-            }
-            return Some(artifact);
-        }
-        warn!(path = %path.display(), "refused native code: its authentication code does not match");
-        if let Err(error) = fs::remove_file(&path) {
+        warn!(path = %path.display(), %error, "refused native code");
+        if error.kind() == ErrorKind::InvalidData
+            && let Err(error) = fs::remove_file(&path)
+        {
             warn!(path = %path.display(), %error, "cannot remove refused native code");
         }
         None
+    }
+
+    /// Fails with [`ErrorKind::InvalidData`] where there is something else than we wrote.
+    fn read(&self, path: &Path, name: &str) -> io::Result<Vec<u8>> {
+        let altered = |what: &str| io::Error::new(ErrorKind::InvalidData, what);
+        let mut file = open_own(path).map_err(|error| if is_link(path) { altered("it is a symbolic link") } else { error })?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.len() > FILE_BYTES {
+            return Err(altered("it is no file that we wrote"));
+        }
+        let mut mac = [0; MAC_BYTES];
+        let mut artifact = Vec::new();
+        file.read_exact(&mut mac).map_err(|_| altered("it is cut off"))?;
+        (&file).take(FILE_BYTES).read_to_end(&mut artifact)?;
+        self.mac(name, &artifact).verify_slice(&mac).map_err(|_| altered("its authentication code does not match"))?;
+        // Its time of change is its time of last use. When that cannot be set it is evicted earlier, no more.
+        if let Err(error) = file.set_modified(SystemTime::now()) {
+            debug!(path = %path.display(), %error, "cannot mark native code as used");
+        }
+        Ok(artifact)
     }
 
     /// Keeps an artifact. It is there whole or not at all.
@@ -129,33 +165,58 @@ fn make_private(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the host's key, making it first where there is none. Of several processes that do so at once one wins.
+/// The ABI in an artifact's name; `None` for names of anything else.
+fn abi_of(name: &str) -> Option<&str> {
+    let is_hex = |text: &str, digits: usize| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let (digest, abi) = name.split_once('-')?;
+    (is_hex(digest, DIGEST_DIGITS) && is_hex(abi, ABI_DIGITS)).then_some(abi)
+}
+
+fn is_older(entry: &fs::DirEntry, age: Duration) -> bool {
+    let modified = entry.metadata().and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|since| since > age))
+}
+
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
+}
+
+/// Opens a file for reading, but nothing that a link leads to, and without waiting for what may be there instead of a file.
+fn open_own(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+/// The host's key. Where there is none, or none that only we know, there is a new one. Of several processes one at a time does so.
 fn load_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
-    if !path.try_exists()? {
-        let directory = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o600)).tempfile_in(directory)?;
-        file.write_all(&rand::random::<[u8; KEY_BYTES]>())?;
-        file.as_file().sync_all()?;
-        match file.persist_noclobber(path) {
-            Err(lost) if lost.error.kind() != ErrorKind::AlreadyExists => return Err(lost.error),
-            Ok(_) | Err(_) => {}
-        }
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let turn = File::open(directory)?;
+    turn.lock()?;
+    match read_key(path) {
+        Ok(key) => return Ok(key),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => warn!(path = %path.display(), %error, "replaced the key of native code, all of which is to be made anew"),
     }
-    let mut file = OpenOptions::new().read(true).custom_flags(nofollow()).open(path)?;
+    let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o600)).tempfile_in(directory)?;
+    file.write_all(&rand::random::<[u8; KEY_BYTES]>())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    read_key(path)
+}
+
+/// Fails when there is none, or one that somebody else may have read or written.
+fn read_key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
+    let mut file = open_own(path)?;
     let metadata = file.metadata()?;
     if metadata.mode() & 0o077 != 0 || metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::new(ErrorKind::PermissionDenied, format!("{} can be read by somebody else", path.display())));
+        return Err(io::Error::new(ErrorKind::PermissionDenied, "somebody else could read it"));
     }
     let mut key = [0; KEY_BYTES];
-    if metadata.len() != KEY_BYTES as u64 {
-        return Err(io::Error::new(ErrorKind::InvalidData, format!("{} is no key", path.display())));
+    if !metadata.is_file() || metadata.len() != KEY_BYTES as u64 {
+        return Err(io::Error::new(ErrorKind::InvalidData, "it is no key"));
     }
     file.read_exact(&mut key)?;
     Ok(key)
-}
-
-fn nofollow() -> i32 {
-    rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()
 }
 
 #[cfg(test)]
@@ -188,9 +249,16 @@ mod tests {
             assert!(!path(name).exists(), "{name}");
         };
         artifacts.store("altered", b"code").unwrap();
-        let mut bytes = fs::read(path("altered")).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        fs::write(path("altered"), &bytes).unwrap();
+        let bytes = fs::read(path("altered")).unwrap();
+        for position in 0..bytes.len() {
+            let mut altered = bytes.clone();
+            altered[position] ^= 1 << (position % 8);
+            fs::write(path("altered"), &altered).unwrap();
+            refused("altered");
+            fs::write(path("altered"), &bytes[..position]).unwrap();
+            refused("altered");
+        }
+        fs::write(path("altered"), [&bytes[..], b"more"].concat()).unwrap();
         refused("altered");
 
         fs::write(path("short"), b"").unwrap();
@@ -225,10 +293,80 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_can_read_is_not_used() {
+    fn what_is_no_file_is_refused_without_waiting() {
         let state = tempfile::tempdir().unwrap();
-        drop(open(state.path(), 1));
-        fs::set_permissions(state.path().join(KEY_FILE), Permissions::from_mode(0o644)).unwrap();
-        assert!(Artifacts::open(state.path(), Bytes(1)).is_err());
+        let artifacts = open(state.path(), 1 << 20);
+        let path = |name: &str| state.path().join("artifacts").join(name);
+        artifacts.store("code", b"code").unwrap();
+        fs::rename(path("code"), state.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(state.path().join("elsewhere"), path("code")).unwrap();
+        assert_eq!(artifacts.load("code"), None);
+        assert!(!is_link(&path("code")) && state.path().join("elsewhere").exists());
+        rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        assert_eq!(artifacts.load("pipe"), None);
+        let huge = File::create(path("huge")).unwrap();
+        huge.set_len(FILE_BYTES + 1).unwrap();
+        assert_eq!(artifacts.load("huge"), None);
+    }
+
+    #[test]
+    fn another_engines_code_is_swept_and_nothing_else() {
+        let state = tempfile::tempdir().unwrap();
+        let artifacts = open(state.path(), 1 << 20);
+        let digest = "ab".repeat(32);
+        let (current, second, old) =
+            (format!("{digest}-{}", "0".repeat(16)), format!("{digest}-{}", "1".repeat(16)), format!("{digest}-{}", "2".repeat(16)));
+        for name in [&*current, &*second, &*old, "of-somebody-else", ".tmpfresh", ".tmpstale"] {
+            artifacts.store(name, b"code").unwrap();
+        }
+        let stale = File::options().write(true).open(state.path().join("artifacts/.tmpstale")).unwrap();
+        stale.set_modified(SystemTime::now() - 2 * ABANDONED).unwrap();
+        artifacts.sweep(&["0000000000000000", "1111111111111111"]).unwrap();
+        let kept = [&*current, &*second, &*old, "of-somebody-else", ".tmpfresh", ".tmpstale"].map(|name| artifacts.load(name).is_some());
+        assert_eq!(kept, [true, true, false, true, true, false]);
+    }
+
+    #[test]
+    fn a_key_that_others_may_know_is_replaced_with_all_it_vouched_for() {
+        let spoil: [fn(&Path); 4] = [
+            |key| fs::set_permissions(key, Permissions::from_mode(0o644)).unwrap(),
+            |key| fs::write(key, b"short").unwrap(),
+            |key| {
+                fs::rename(key, key.with_extension("away")).unwrap();
+                std::os::unix::fs::symlink(key.with_extension("away"), key).unwrap();
+            },
+            |key| fs::remove_file(key).unwrap(),
+        ];
+        for (case, spoil) in spoil.into_iter().enumerate() {
+            let state = tempfile::tempdir().unwrap();
+            open(state.path(), 1 << 20).store("code", b"code").unwrap();
+            spoil(&state.path().join(KEY_FILE));
+            let renewed = open(state.path(), 1 << 20);
+            assert_eq!(renewed.load("code"), None, "case {case}");
+            let key = fs::symlink_metadata(state.path().join(KEY_FILE)).unwrap();
+            assert!(key.is_file() && key.mode() & 0o777 == 0o600, "case {case}");
+            renewed.store("code", b"code").unwrap();
+            assert!(open(state.path(), 1 << 20).load("code").is_some(), "case {case}");
+        }
+    }
+
+    #[test]
+    fn several_at_once_share_one_key() {
+        let state = tempfile::tempdir().unwrap();
+        let open_all = || {
+            let openers: Vec<_> = (0..8)
+                .map(|_| {
+                    let path = state.path().to_owned();
+                    std::thread::spawn(move || open(&path, 1 << 20))
+                })
+                .collect();
+            openers.into_iter().map(|opener| opener.join().unwrap()).collect::<Vec<_>>()
+        };
+        for _ in 0..20 {
+            let all = open_all();
+            all[0].store("code", b"code").unwrap();
+            assert!(all.iter().all(|artifacts| artifacts.load("code").is_some()));
+            fs::set_permissions(state.path().join(KEY_FILE), Permissions::from_mode(0o644)).unwrap();
+        }
     }
 }

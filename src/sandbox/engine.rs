@@ -12,6 +12,11 @@ use sha2::{Digest, Sha256};
 use tracing::warn;
 use wasmtime::{Config, Enabled, Engine, Error, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, WasmBacktraceDetails};
 
+use crate::headroom;
+
+/// Linear memories in a pool. Asked once: with the first pool made there is room for fewer.
+static MEMORIES: LazyLock<u32> = LazyLock::new(headroom::memories);
+
 /// Bytes of native stack of one call into a guest, most of it never touched.
 const STACK_BYTES: usize = 2 << 20;
 /// What a guest has written in its memory is put back as it was, page by page, for the next that uses the same place, up to so
@@ -90,7 +95,7 @@ pub(crate) fn compiling(calls: Calls) -> Result<Engine, Error> {
 
 /// An engine that runs guests.
 pub(crate) fn running(calls: Calls) -> Result<(Engine, Allocation), Error> {
-    let memories = pool_size();
+    let memories = *MEMORIES;
     let mut pooled = config(calls);
     pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(memories)));
     match Engine::new(&pooled) {
@@ -104,15 +109,8 @@ pub(crate) fn running(calls: Calls) -> Result<(Engine, Allocation), Error> {
 
 /// Whether memories can be made that could be done without: half of the pool is kept for others.
 pub(crate) fn has_room(engine: &Engine) -> bool {
-    static HALF: LazyLock<usize> = LazyLock::new(|| usize::try_from(pool_size() / 2).unwrap_or(0));
-    engine.pooling_allocator_metrics().is_none_or(|metrics| metrics.memories() < *HALF)
-}
-
-/// One linear memory per MiB of the host's memory, which is about what the smallest guest takes, up to 10,000.
-fn pool_size() -> u32 {
-    let info = rustix::system::sysinfo();
-    let mib = info.totalram.saturating_mul(u64::from(info.mem_unit)) >> 20;
-    u32::try_from(mib.clamp(64, 10_000)).unwrap_or(10_000)
+    let half = usize::try_from(*MEMORIES / 2).unwrap_or(usize::MAX);
+    engine.pooling_allocator_metrics().is_none_or(|metrics| metrics.memories() < half)
 }
 
 fn pool(memories: u32) -> PoolingAllocationConfig {

@@ -19,6 +19,7 @@ mod filesystem;
 mod given;
 mod guest;
 mod handles;
+mod headroom;
 mod held;
 mod http;
 mod instance;

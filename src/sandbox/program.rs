@@ -144,8 +144,14 @@ pub enum ProgramError {
     #[error("compile component: it takes more than {0}")]
     TooCostly(String),
     /// Compiling takes too long.
-    #[error("compile component: it takes more than {0:?}")]
+    #[error("compile component: it takes more than {0:?} on the clock")]
     TooSlow(Duration),
+    /// Too many others are to be compiled before it.
+    #[error("compile component: {waiting} others wait already")]
+    Busy {
+        /// How many may wait.
+        waiting: usize,
+    },
     /// It exports no world that can be run.
     #[error(
         "find a world to run: the component exports {exports}, but neither wasi:http/incoming-handler 0.2, wasi:http/handler 0.3 nor \

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dewar_protocol::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use tracing::{info, warn};
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
-use crate::artifacts::Artifacts;
-use crate::compile::{CompileLimits, compile};
+use crate::artifacts::{ABI_DIGITS, Artifacts};
+use crate::compile::{CompileLimits, Compilers};
 use crate::engine::{self, Allocation, Calls, hex};
 use crate::epoch::Ticker;
 use crate::guest::{self, Guest};
@@ -21,9 +21,6 @@ use crate::lanes::GuestThreads;
 use crate::network::{NetworkConfig, NetworkError, Networks};
 use crate::program::Compiled;
 use crate::{Buildpack, Exit, InstanceSpec, Program, ProgramError, Sandbox, instance};
-
-/// Compilers at a time; each may take what [`CompileLimits`] allow.
-const COMPILERS: usize = 2;
 
 /// Settings of [`Sandboxes`].
 #[derive(Debug, Clone)]
@@ -72,9 +69,7 @@ pub(crate) struct Shared {
     blocking: Machine,
     concurrent: Machine,
     artifacts: Artifacts,
-    compiler: PathBuf,
-    limits: CompileLimits,
-    compilers: Semaphore,
+    compilers: Compilers,
     /// By digest: everybody who asks for the same component at the same time waits for the same cell.
     loading: Mutex<HashMap<[u8; 32], Weak<Loaded>>>,
     pub(crate) networks: Networks,
@@ -123,13 +118,14 @@ impl Sandboxes {
             Ticker::start(vec![blocking.engine.weak(), concurrent.engine.weak()], Arc::clone(&ticks)).map_err(EngineError::Threads)?;
         let threads = GuestThreads::start(ticks).map_err(EngineError::Threads)?;
         info!(allocation = %blocking.allocation, "wasm engines ready");
+        if let Err(error) = artifacts.sweep(&[&blocking.abi[..ABI_DIGITS], &concurrent.abi[..ABI_DIGITS]]) {
+            warn!(%error, "cannot remove native code of other engines");
+        }
         Ok(Self(Arc::new(Shared {
             blocking,
             concurrent,
             artifacts,
-            compiler: config.compiler,
-            limits: config.compile_limits,
-            compilers: Semaphore::new(COMPILERS),
+            compilers: Compilers::new(config.compiler, config.compile_limits),
             loading: Mutex::new(HashMap::new()),
             networks,
             _ticker: ticker,
@@ -175,7 +171,7 @@ impl Sandboxes {
     }
 
     fn check_size(&self, size: u64) -> Result<(), ProgramError> {
-        let limit = self.0.limits.component;
+        let limit = self.0.compilers.limits().component;
         if size > limit.0 { Err(ProgramError::TooLarge { size: Bytes(size), limit }) } else { Ok(()) }
     }
 
@@ -223,7 +219,7 @@ impl Shared {
     }
 
     async fn produce_for(self: &Arc<Self>, calls: Calls, digest: &str, wasm: &[u8]) -> Result<Compiled, ProgramError> {
-        let name = format!("{digest}-{}", &self.machine(calls).abi[..16]);
+        let name = format!("{digest}-{}", &self.machine(calls).abi[..ABI_DIGITS]);
         if let Some(artifact) = self
             .aside({
                 let name = name.clone();
@@ -237,8 +233,7 @@ impl Shared {
                 loaded => return loaded,
             }
         }
-        let _turn = self.compilers.acquire().await.map_err(|closed| ProgramError::Compiler(closed.to_string()))?;
-        let artifact = compile(&self.compiler, &self.limits, calls, wasm).await?;
+        let artifact = self.compilers.compile(&name, calls, wasm).await?;
         let artifact = self
             .aside(move |shared| {
                 // Without the cache it still runs, only the next start is slower.

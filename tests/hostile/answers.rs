@@ -12,12 +12,16 @@ fn get(path: &str) -> String {
 
 pub(crate) fn attacks() -> Vec<Attack> {
     vec![
-        raw("answers::two_to_one_request", "a handle is gone once it was used; the second is a trap").asks("/answer/twice", "200 once|none").serves_on(),
+        raw("answers::two_to_one_request", "a handle is gone once it was used; the second is a trap")
+            .asks("/answer/twice", "200 once|none")
+            .serves_on(),
         built("answers::none", "who returns without an answer has failed, 500", "tests/no-answer")
             .asks("/", "500")
             .asks("/", "500")
             .is_killed(),
-        raw("answers::a_body_that_is_never_finished", "a body that was not finished is cut, and the client sees that").asks("/answer/unfinished", "none").serves_on(),
+        raw("answers::a_body_that_is_never_finished", "a body that was not finished is cut, and the client sees that")
+            .asks("/answer/unfinished", "none")
+            .serves_on(),
         raw("answers::a_body_without_end", "a body has a limit, and then the connection ends")
             .http(|limits| limits.response_body = Bytes(1 << 20))
             .asks("/answer/endless", "none")
@@ -26,7 +30,9 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .http(|limits| limits.total_timeout = 2 * SOON)
             .asks("/stream?chunks=100000&bytes=1&pause_ms=20", "none")
             .serves_on(),
-        raw("answers::an_exit_midway", "exit is the end of the instance, and of the answer").asks("/answer/exit-midway", "none|200").dies("app instance exited"),
+        raw("answers::an_exit_midway", "exit is the end of the instance, and of the answer")
+            .asks("/answer/exit-midway", "none|200")
+            .dies("app instance exited"),
         driver("answers::a_trap_midway", "a body that a trap ended is cut, not completed").asks("/cut?bytes=1000", "none").serves_on(),
         driver("answers::less_than_announced", "the connection ends, and nothing can be taken for the rest")
             .wires("GET /short?bytes=10 HTTP/1.1\r\nhost: a\r\n\r\nGET /echo HTTP/1.1\r\nhost: a\r\n\r\n", "HTTP/1.1 200 OK\r\n…xxxxxxxxxx")
@@ -36,11 +42,23 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .serves_on(),
         driver("answers::two_lengths", "one length or none")
             .asks("/header?name=content-length&value=1&name=content-length&value=2", "500|none|422|400")
-            .asks_each(&["/header?name=content-length&value=%2B6", "/header?name=content-length&value=6,6", "/header?name=content-length&value=0x6"], "500|none|422|400")
+            .asks_each(
+                &[
+                    "/header?name=content-length&value=%2B6",
+                    "/header?name=content-length&value=6,6",
+                    "/header?name=content-length&value=0x6",
+                ],
+                "500|none|422|400",
+            )
             .serves_on(),
         raw("answers::fields_of_the_connection", "a guest cannot set them at all")
             .asks_each(
-                &["/answer/field?name=transfer-encoding&value=chunked", "/answer/field?name=connection&value=upgrade", "/answer/field?name=upgrade&value=h2c", "/answer/field?name=keep-alive&value=1"],
+                &[
+                    "/answer/field?name=transfer-encoding&value=chunked",
+                    "/answer/field?name=connection&value=upgrade",
+                    "/answer/field?name=upgrade&value=h2c",
+                    "/answer/field?name=keep-alive&value=1",
+                ],
                 "200 refused",
             )
             .serves_on(),
@@ -57,11 +75,20 @@ pub(crate) fn attacks() -> Vec<Attack> {
                 "200 refused: …InvalidSyntax",
             )
             .serves_on(),
-        raw("answers::ten_thousand_fields", "a head has so many bytes, as a guest holds it").asks("/answer/fields?count=10000&bytes=10", "200 refused after|500").serves_on(),
-        raw("answers::a_field_of_a_megabyte", "the same limit").asks("/answer/fields?count=1&bytes=1000000", "200 refused after|500").serves_on(),
-        driver("answers::informational_statuses", "they are ours to send, 500").asks_each(&["/status?code=100&text=x", "/status?code=101&text=x"], "500").serves_on(),
+        raw("answers::ten_thousand_fields", "a head has so many bytes, as a guest holds it")
+            .asks("/answer/fields?count=10000&bytes=10", "200 refused after|500")
+            .serves_on(),
+        raw("answers::a_field_of_a_megabyte", "the same limit")
+            .asks("/answer/fields?count=1&bytes=1000000", "200 refused after|500")
+            .serves_on(),
+        driver("answers::informational_statuses", "they are ours to send, 500")
+            .asks_each(&["/status?code=100&text=x", "/status?code=101&text=x"], "500")
+            .serves_on(),
         raw("answers::statuses_that_are_none", "the host takes no status below 100 or above 999")
-            .asks_each(&["/answer/status?code=0", "/answer/status?code=99", "/answer/status?code=1000", "/answer/status?code=65535"], "200 refused")
+            .asks_each(
+                &["/answer/status?code=0", "/answer/status?code=99", "/answer/status?code=1000", "/answer/status?code=65535"],
+                "200 refused",
+            )
             .asks("/answer/status?code=999", "999")
             .serves_on(),
         raw("answers::trailers_that_pass_for_a_head", "nobody asked for trailers, and none are sent")

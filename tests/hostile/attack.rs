@@ -81,9 +81,15 @@ enum Guest {
 
 enum Step {
     /// GETs at the same time, and what each must be answered.
-    Ask { paths: Vec<String>, sees: &'static str },
+    Ask {
+        paths: Vec<String>,
+        sees: &'static str,
+    },
     /// Bytes on a connection of their own, and all that must come back until the server closes it.
-    Wire { bytes: Vec<u8>, sees: &'static str },
+    Wire {
+        bytes: Vec<u8>,
+        sees: &'static str,
+    },
     Do(Box<dyn FnOnce(Arc<Instance>) -> BoxFuture<'static, ()> + Send>),
 }
 

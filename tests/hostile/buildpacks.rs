@@ -12,7 +12,8 @@ use crate::attack::{Attack, assert_fits, attack};
 use crate::evidence::{assert_log_within_rate, held};
 use crate::fixture::{Lines, guest, sandboxes};
 
-const LIMITS: BuildpackLimits = BuildpackLimits { memory: Bytes(32 << 20), disk: Bytes(1 << 20), inodes: 50, wall: Duration::from_secs(20) };
+const LIMITS: BuildpackLimits =
+    BuildpackLimits { memory: Bytes(32 << 20), disk: Bytes(1 << 20), inodes: 50, wall: Duration::from_secs(20) };
 
 /// A buildpack that ends so, `done` where nothing went wrong; within its limits in any case.
 fn ends(name: &'static str, held_by: &'static str, orders: &'static str, wall: Duration, words: &'static str) -> Attack {
@@ -68,10 +69,28 @@ pub(crate) fn attacks() -> Vec<Attack> {
         ends("buildpacks::spin_in_compile", TIME, "compile: spin\n", SHORT, "run the buildpack within 300ms"),
         ends("buildpacks::sleep_in_release", TIME, "release: sleep 3600000\n", SHORT, "run the buildpack within 300ms"),
         ends("buildpacks::hog_memory", QUOTA, "compile: hog\n", LONG, "run the buildpack: out of memory (used "),
-        ends("buildpacks::fill_the_droplet", QUOTA, "compile: fill /droplet/large\n", LONG, "run the buildpack: disk quota of 1 MiB used up"),
-        ends("buildpacks::fill_the_cache_with_files", QUOTA, "compile: fill-inodes /cache\n", LONG, "run the buildpack: disk quota of 1 MiB used up"),
+        ends(
+            "buildpacks::fill_the_droplet",
+            QUOTA,
+            "compile: fill /droplet/large\n",
+            LONG,
+            "run the buildpack: disk quota of 1 MiB used up",
+        ),
+        ends(
+            "buildpacks::fill_the_cache_with_files",
+            QUOTA,
+            "compile: fill-inodes /cache\n",
+            LONG,
+            "run the buildpack: disk quota of 1 MiB used up",
+        ),
         ends("buildpacks::flood_the_log", QUOTA, "compile: flood 100000\n", LONG, "done"),
-        ends("buildpacks::exit_instead_of_returning", "a step returns; exit is a failure", "compile: exit 0\n", LONG, "run the buildpack: it exited with status 0"),
+        ends(
+            "buildpacks::exit_instead_of_returning",
+            "a step returns; exit is a failure",
+            "compile: exit 0\n",
+            LONG,
+            "run the buildpack: it exited with status 0",
+        ),
         ends("buildpacks::trap_in_detect", "a trap is the step's failure", "detect: trap\n", LONG, "run the buildpack: wasm trap: "),
         ends("buildpacks::write_the_package", MOUNTS, "compile: write /app/evil x\n", LONG, "/app/evil: "),
         ends("buildpacks::write_beside_everything", MOUNTS, "compile: write /etc/evil x\n", LONG, "/etc/evil: "),
@@ -89,6 +108,8 @@ pub(crate) fn attacks() -> Vec<Attack> {
         attack("buildpacks::a_release_of_many_megabytes", "what a step returns has a limit", || {
             run("release: process web COMMAND\n".replace("COMMAND", &"x".repeat(1000)).repeat(15_000), LONG, "run the buildpack: ")
         }),
-        attack("buildpacks::an_error_of_many_megabytes", "the same", || run(format!("compile: refuse {}\n", "x".repeat(12 << 20)), LONG, "run the buildpack: ")),
+        attack("buildpacks::an_error_of_many_megabytes", "the same", || {
+            run(format!("compile: refuse {}\n", "x".repeat(12 << 20)), LONG, "run the buildpack: ")
+        }),
     ]
 }

@@ -36,7 +36,9 @@ pub(crate) fn attacks() -> Vec<Attack> {
         upon_one_turn("clients::a_body_byte_by_byte", "the deadline of the answer, while a guest waits for the body")
             .does(|app| slow_body(app, "/drain"))
             .serves_on(),
-        upon_one_turn("clients::a_body_byte_by_byte_that_is_echoed", "the deadline of the whole exchange").does(|app| slow_body(app, "/echo")).serves_on(),
+        upon_one_turn("clients::a_body_byte_by_byte_that_is_echoed", "the deadline of the whole exchange")
+            .does(|app| slow_body(app, "/echo"))
+            .serves_on(),
         upon_one_turn("clients::an_answer_that_nobody_reads", "the deadline of the whole exchange, also while nothing can be sent")
             .does(|app| slow_reader(app, None))
             .serves_on(),
@@ -68,14 +70,17 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .wires("POST /drain HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n", REFUSED)
             .wires("POST /drain HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", REFUSED)
             .serves_on(),
-        upon("clients::chunks_of_all_sizes", "a chunk's size is a number that fits, and its extensions have a limit; what never comes has a deadline")
-            .http(|limits| limits.response_timeout = SOON)
-            .does(|app| chunks(app, "ffffffffffffffff\r\nx".into()))
-            .does(|app| chunks(app, "fffffffffffffffff\r\nx".into()))
-            .does(|app| chunks(app, "-1\r\nx\r\n0\r\n\r\n".into()))
-            .does(|app| chunks(app, format!("1;{}\r\nx\r\n0\r\n\r\n", "e=f;".repeat(100_000))))
-            .does(|app| chunks(app, "1;a\nx\r\n0\r\n\r\n".into()))
-            .serves_on(),
+        upon(
+            "clients::chunks_of_all_sizes",
+            "a chunk's size is a number that fits, and its extensions have a limit; what never comes has a deadline",
+        )
+        .http(|limits| limits.response_timeout = SOON)
+        .does(|app| chunks(app, "ffffffffffffffff\r\nx".into()))
+        .does(|app| chunks(app, "fffffffffffffffff\r\nx".into()))
+        .does(|app| chunks(app, "-1\r\nx\r\n0\r\n\r\n".into()))
+        .does(|app| chunks(app, format!("1;{}\r\nx\r\n0\r\n\r\n", "e=f;".repeat(100_000))))
+        .does(|app| chunks(app, "1;a\nx\r\n0\r\n\r\n".into()))
+        .serves_on(),
         upon("clients::heads_that_break_the_rules", "what the grammar has not is refused, 400")
             .wires("GET / HTTP/1.1\r\nhost: a\r\n folded: x\r\n\r\n", REFUSED)
             .wires("GET / HTTP/1.1\r\nhost : a\r\n\r\n", REFUSED)
@@ -90,21 +95,29 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .wires("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", REFUSED)
             .serves_on(),
         upon("clients::targets_in_absolute_form", "the target's host counts, and nothing is fetched for anybody")
-            .wires("GET http://other.test/headers HTTP/1.1\r\nhost: app.test\r\nconnection: close\r\n\r\n", "HTTP/1.1 200 OK…host: other.test")
+            .wires(
+                "GET http://other.test/headers HTTP/1.1\r\nhost: app.test\r\nconnection: close\r\n\r\n",
+                "HTTP/1.1 200 OK…host: other.test",
+            )
             .wires("CONNECT other.test:443 HTTP/1.1\r\nhost: other.test:443\r\n\r\n", REFUSED)
             .serves_on(),
         upon("clients::other_protocols", "what is not HTTP/1 is refused, and nothing is upgraded")
             .wires("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/1.1 400|HTTP/1.1 505|")
             .wires(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".repeat(20), "HTTP/1.1 400|")
             .wires("GET /\r\n\r\n", REFUSED)
-            .wires("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n", "HTTP/1.1 200")
+            .wires(
+                "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n",
+                "HTTP/1.1 200",
+            )
             .wires("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", "HTTP/1.1 200")
             .serves_on(),
         upon("clients::trace", "it is a method like others, and the app's own words come back")
             .wires("TRACE / HTTP/1.1\r\nhost: a\r\ncookie: secret\r\nconnection: close\r\n\r\n", "HTTP/1.1 200")
             .does(no_trace)
             .serves_on(),
-        upon("clients::fields_of_the_connection", "fields of one connection and those it names do not reach the guest").does(hop_by_hop).serves_on(),
+        upon("clients::fields_of_the_connection", "fields of one connection and those it names do not reach the guest")
+            .does(hop_by_hop)
+            .serves_on(),
         upon("clients::trailers_that_pass_for_a_head", "trailers are no head").does(trailers).serves_on(),
         upon("clients::half_a_connection", "a client that sends no more has gone, and its request with it").does(half_closed).serves_on(),
         upon_one_turn("clients::resets_in_the_middle", "a connection that is gone takes its request along").does(resets).serves_on(),
@@ -113,7 +126,10 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .does(gone_from_the_queue)
             .serves_on(),
         upon("clients::expectations_without_a_body", "the same deadlines")
-            .wires("POST /ignore-body HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 1000000\r\n\r\n", "HTTP/1.1 200…ignored|HTTP/1.1 100…ignored")
+            .wires(
+                "POST /ignore-body HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 1000000\r\n\r\n",
+                "HTTP/1.1 200…ignored|HTTP/1.1 100…ignored",
+            )
             .serves_on(),
     ]
 }
@@ -266,6 +282,9 @@ async fn gone_from_the_queue(app: Arc<Instance>) {
     eventually("the first is in work", || app.sandbox.usage().cpu > Duration::ZERO).await;
     for _ in 0..10 {
         let waiting = join_all((0..4).map(|_| timeout(Duration::from_millis(30), app.try_send("GET", "/", bytes::Bytes::new())))).await;
-        assert!(waiting.iter().all(|answer| !matches!(answer, Ok(Ok(answer)) if answer.status == 503)), "the queue is full of those who have gone");
+        assert!(
+            waiting.iter().all(|answer| !matches!(answer, Ok(Ok(answer)) if answer.status == 503)),
+            "the queue is full of those who have gone"
+        );
     }
 }

@@ -61,36 +61,65 @@ pub(crate) fn attacks() -> Vec<Attack> {
     vec![
         attack("components::truncated_anywhere", "reading is memory-safe and its errors are the component's", || damaged(truncations)),
         attack("components::flipped_bits_anywhere", "the same; what still validates is as harmless as any other", || damaged(flips)),
-        refused("components::larger_than_allowed", "a size is looked at before a byte is read", || vec![0; (COMPONENT + 1) as usize], "accept a component of "),
+        refused(
+            "components::larger_than_allowed",
+            "a size is looked at before a byte is read",
+            || vec![0; (COMPONENT + 1) as usize],
+            "accept a component of ",
+        ),
         refused("components::garbage", "what is no component is said to be none", || b"this is no wasm".repeat(1000), INVALID),
-        refused("components::a_size_that_lies", "sections are as long as the file", || vec![0, b'a', b's', b'm', 13, 0, 1, 0, 1, 0xff, 0xff, 0xff, 0xff, 0x0f], INVALID),
+        refused(
+            "components::a_size_that_lies",
+            "sections are as long as the file",
+            || vec![0, b'a', b's', b'm', 13, 0, 1, 0, 1, 0xff, 0xff, 0xff, 0xff, 0x0f],
+            INVALID,
+        ),
         refused("components::components_in_components", COUNTED, nested, "compile component: |find a world to run"),
         refused("components::instances_of_instances", CHILD, instances, COSTLY),
         refused("components::types_of_types", COUNTED, types, INVALID),
         refused("components::a_hundred_thousand_imports", COUNTED, || many("(import \"a\" \"NUMBER\" (func))", 100_001), INVALID),
         refused("components::a_hundred_thousand_exports", COUNTED, || many("(export \"NUMBER\" (memory 0))", 100_001), INVALID),
-        refused("components::a_name_of_a_megabyte", COUNTED, || module(&format!("(memory 1) (export \"{}\" (memory 0))", "n".repeat(1 << 20))), INVALID),
+        refused(
+            "components::a_name_of_a_megabyte",
+            COUNTED,
+            || module(&format!("(memory 1) (export \"{}\" (memory 0))", "n".repeat(1 << 20))),
+            INVALID,
+        ),
         refused("components::a_million_locals", COUNTED, || module(&format!("(func (local {}))", "i64 ".repeat(50_001))), INVALID),
-        bounded("components::twenty_functions_with_all_locals", CHILD, || module(&format!("(func (local {}))", "v128 ".repeat(50_000)).repeat(20))),
+        bounded("components::twenty_functions_with_all_locals", CHILD, || {
+            module(&format!("(func (local {}))", "v128 ".repeat(50_000)).repeat(20))
+        }),
         bounded("components::a_hundred_thousand_functions", CHILD, || module(&"(func)".repeat(100_000))),
         bounded("components::one_function_of_megabytes", CHILD, || {
             module(&format!("(func (param i32) (result i32) local.get 0 {})", "local.get 0 i32.mul local.get 0 i32.add ".repeat(500_000)))
         }),
-        bounded("components::blocks_in_blocks", CHILD, || module(&format!("(func {} {})", "block ".repeat(300_000), "end ".repeat(300_000)))),
+        bounded("components::blocks_in_blocks", CHILD, || {
+            module(&format!("(func {} {})", "block ".repeat(300_000), "end ".repeat(300_000)))
+        }),
         bounded("components::a_table_of_branches", CHILD, || {
             let table = format!("i32.const 0 br_table {} ", "0 ".repeat(60_000));
             module(&format!("(func block {} end)", format!("block {table} end ").repeat(40)))
         }),
-        bounded("components::megabytes_of_data", CHILD, || module(&format!("(memory 200) (data (i32.const 0) \"{}\")", "\\00".repeat(6 << 20)))),
+        bounded("components::megabytes_of_data", CHILD, || {
+            module(&format!("(memory 200) (data (i32.const 0) \"{}\")", "\\00".repeat(6 << 20)))
+        }),
         refused("components::more_memory_than_addresses", COUNTED, || module("(memory 65537)"), INVALID),
         refused("components::wide_memories", OFF, || module("(memory i64 1)"), INVALID),
         refused("components::shared_memories", OFF, || module("(memory 1 2 shared)"), INVALID),
-        refused("components::garbage_collected_structures", OFF, || module("(type (struct (field i32))) (func (drop (struct.new_default 0)))"), INVALID),
+        refused(
+            "components::garbage_collected_structures",
+            OFF,
+            || module("(type (struct (field i32))) (func (drop (struct.new_default 0)))"),
+            INVALID,
+        ),
         refused("components::exceptions", OFF, || module("(tag) (func (throw 0))"), INVALID),
         refused("components::continuations", OFF, || module("(type $f (func)) (type (cont $f))"), INVALID),
-        refused("components::interfaces_that_nobody_grants", "every import is granted by name or the component is refused", || {
-            text::assemble(r#"(component (import "example:secrets/vault@1.0.0" (instance (export "open" (func)))))"#)
-        }, "link component: example:secrets/vault@1.0.0 is not granted|find a world to run"),
+        refused(
+            "components::interfaces_that_nobody_grants",
+            "every import is granted by name or the component is refused",
+            || text::assemble(r#"(component (import "example:secrets/vault@1.0.0" (instance (export "open" (func)))))"#),
+            "link component: example:secrets/vault@1.0.0 is not granted|find a world to run",
+        ),
         attack("components::bombs_by_the_dozen", "two compilers at a time, however many ask", || async {
             let bombs = (0..6).map(|number| async move {
                 let bomb = tokio::task::spawn_blocking(move || branching(40 + number)).await.unwrap();

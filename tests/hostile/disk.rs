@@ -9,9 +9,14 @@ use crate::fixture::Instance;
 
 pub(crate) fn attacks() -> Vec<Attack> {
     vec![
-        driver("disk::one_huge_file", "bytes are charged before they are written").asks("/fs/fill?path=/tmp/a&chunk=1000000", "200").serves_on(),
-        command("disk::a_command_writes_on", "the same ledger", &["write:/tmp/a=2000000", "write:/app/a=2000000"]).dies("app instance exited"),
-        driver("disk::an_inode_bomb", "every name is charged").asks("/fs/fill-inodes?path=/tmp&limit=1000000", "200 100\nStorageFull").serves_on(),
+        driver("disk::one_huge_file", "bytes are charged before they are written")
+            .asks("/fs/fill?path=/tmp/a&chunk=1000000", "200")
+            .serves_on(),
+        command("disk::a_command_writes_on", "the same ledger", &["write:/tmp/a=2000000", "write:/app/a=2000000"])
+            .dies("app instance exited"),
+        driver("disk::an_inode_bomb", "every name is charged")
+            .asks("/fs/fill-inodes?path=/tmp&limit=1000000", "200 100\nStorageFull")
+            .serves_on(),
         raw("disk::an_exbibyte_by_its_length", "a length is charged, however sparse the file")
             .asks("/fs/set-size?path=a&size=1152921504606846976", "200 insufficient-space")
             .asks("/fs/set-size?path=a&size=18446744073709551615", "200 insufficient-space")

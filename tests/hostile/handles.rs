@@ -33,7 +33,9 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .quota(|quota| quota.open_files = 32)
             .asks_at_once(8, "/hoard/entries?count=100", "200 100")
             .serves_on(),
-        raw("handles::poll_the_same_a_hundred_thousand_times", "a list costs its length and no more").asks("/poll?count=100000", "200 100000|500").serves_on(),
+        raw("handles::poll_the_same_a_hundred_thousand_times", "a list costs its length and no more")
+            .asks("/poll?count=100000", "200 100000|500")
+            .serves_on(),
         raw("handles::poll_nothing", "an empty list is a trap, and not for ever").asks("/poll?count=0", "500").serves_on(),
     ];
     hoards.chain(others).collect()

@@ -8,7 +8,9 @@ pub(crate) fn attacks() -> Vec<Attack> {
         driver("log::a_flood_of_lines", "so many lines a second; the rest is dropped and counted, and nobody waits for it")
             .asks("/flood?lines=200000&bytes=100", "200 logged")
             .serves_on(),
-        driver("log::a_flood_of_empty_lines", "lines are counted, not only their bytes").asks("/flood?lines=200000&bytes=0", "200 logged").serves_on(),
+        driver("log::a_flood_of_empty_lines", "lines are counted, not only their bytes")
+            .asks("/flood?lines=200000&bytes=0", "200 logged")
+            .serves_on(),
         driver("log::a_flood_from_all_stores_at_once", "the allowance is the instance's, not the store's")
             .asks_at_once(8, "/flood?lines=50000&bytes=50", "200 logged")
             .asks_at_once(4, "/flood?lines=50000&bytes=50&stream=stderr", "200 logged")
@@ -28,7 +30,10 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .asks("/write/nothing", "504")
             .serves_on(),
         driver("log::control_characters", "a line is text without line ends; who shows it escapes it")
-            .asks_each(&["/log?text=%1b%5b2J%1b%5d0;owned%07", "/log?text=%00%00", "/log?text=a%0dforged", "/partial?text=%c2%85%e2%80%a8"], "200 logged")
+            .asks_each(
+                &["/log?text=%1b%5b2J%1b%5d0;owned%07", "/log?text=%00%00", "/log?text=a%0dforged", "/partial?text=%c2%85%e2%80%a8"],
+                "200 logged",
+            )
             .serves_on(),
     ]
 }

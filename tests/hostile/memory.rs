@@ -7,10 +7,13 @@ use crate::text;
 
 pub(crate) fn attacks() -> Vec<Attack> {
     vec![
-        driver("memory::hog_in_a_request", "one budget for all stores of the instance: a refused growth, and what comes of it in the guest")
-            .quota(|quota| quota.memory = Bytes(16 << 20))
-            .asks("/hog", "500")
-            .serves_on(),
+        driver(
+            "memory::hog_in_a_request",
+            "one budget for all stores of the instance: a refused growth, and what comes of it in the guest",
+        )
+        .quota(|quota| quota.memory = Bytes(16 << 20))
+        .asks("/hog", "500")
+        .serves_on(),
         driver("memory::hog_in_every_request", "the third failure in a row is a crash, described with the numbers")
             .quota(|quota| quota.memory = Bytes(16 << 20))
             .asks_at_once(6, "/hog", "500|503|none")
@@ -63,7 +66,9 @@ pub(crate) fn attacks() -> Vec<Attack> {
             text::command(&format!(r#"{} (func (export "run") (result i32) (i32.const 0))"#, "(memory 1)".repeat(60)))
         })
         .never_runs("compile component: …memories|out of memory|…memories"),
-        raw("memory::a_gibibyte_of_randomness", "random bytes have a limit a call; more is a trap").asks("/random?bytes=1073741824", "500").serves_on(),
+        raw("memory::a_gibibyte_of_randomness", "random bytes have a limit a call; more is a trap")
+            .asks("/random?bytes=1073741824", "500")
+            .serves_on(),
         raw("memory::poll_a_giant_list", "what the host copies for one call has a limit").asks("/poll?count=8000000", "500").serves_on(),
         raw("memory::write_too_much_at_once", "the same limit, and a stream takes no more than it permits")
             .asks_each(&["/write/without-permit?bytes=20000000", "/write/without-permit?bytes=1000000"], "500|200")

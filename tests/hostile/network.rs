@@ -17,41 +17,51 @@ use crate::fixture::{Instance, Plan};
 pub(crate) fn attacks() -> Vec<Attack> {
     vec![
         driver("network::whoever_listens_here", "no rule, no connection").does(everybody_is_refused).serves_on(),
-        driver("network::own_networks_by_every_spelling", "a rule for everybody is none for loopback, private and link-local addresses, however written")
+        driver(
+            "network::own_networks_by_every_spelling",
+            "a rule for everybody is none for loopback, private and link-local addresses, however written",
+        )
+        .egress(everybody())
+        .asks_each(
+            &[
+                "/fetch?url=http://169.254.169.254/latest/meta-data/",
+                "/fetch?url=http://[::ffff:169.254.169.254]/",
+                "/fetch?url=http://127.0.0.1:1/",
+                "/fetch?url=http://2130706433:1/",
+                "/fetch?url=http://0x7f.1:1/",
+                "/fetch?url=http://127.1:1/",
+                "/fetch?url=http://0177.0.0.1:1/",
+                "/fetch?url=http://localhost:1/",
+                "/fetch?url=http://[::1]:1/",
+                "/fetch?url=http://[::ffff:127.0.0.1]:1/",
+                "/fetch?url=http://0.0.0.0:1/",
+                "/fetch?url=http://10.0.0.1/",
+                "/fetch?url=http://[fd00::1]/",
+                "/connect?to=127.0.0.1:1",
+                "/connect?to=[::1]:1",
+                "/connect?to=[::ffff:10.0.0.1]:80",
+                "/connect?to=0.0.0.0:1",
+                "/connect?to=169.254.169.254:80",
+                "/udp?to=127.0.0.1:53",
+            ],
+            "422",
+        )
+        .serves_on(),
+        driver("network::its_own_router_and_itself", "the platform's addresses are the operator's own network")
             .egress(everybody())
-            .asks_each(
-                &[
-                    "/fetch?url=http://169.254.169.254/latest/meta-data/",
-                    "/fetch?url=http://[::ffff:169.254.169.254]/",
-                    "/fetch?url=http://127.0.0.1:1/",
-                    "/fetch?url=http://2130706433:1/",
-                    "/fetch?url=http://0x7f.1:1/",
-                    "/fetch?url=http://127.1:1/",
-                    "/fetch?url=http://0177.0.0.1:1/",
-                    "/fetch?url=http://localhost:1/",
-                    "/fetch?url=http://[::1]:1/",
-                    "/fetch?url=http://[::ffff:127.0.0.1]:1/",
-                    "/fetch?url=http://0.0.0.0:1/",
-                    "/fetch?url=http://10.0.0.1/",
-                    "/fetch?url=http://[fd00::1]/",
-                    "/connect?to=127.0.0.1:1",
-                    "/connect?to=[::1]:1",
-                    "/connect?to=[::ffff:10.0.0.1]:80",
-                    "/connect?to=0.0.0.0:1",
-                    "/connect?to=169.254.169.254:80",
-                    "/udp?to=127.0.0.1:53",
-                ],
-                "422",
-            )
+            .does(itself_is_refused)
             .serves_on(),
-        driver("network::its_own_router_and_itself", "the platform's addresses are the operator's own network").egress(everybody()).does(itself_is_refused).serves_on(),
         driver("network::port_theft", "an http app listens nowhere")
             .egress(everybody())
             .asks_each(&["/bind?to=127.0.0.1:0", "/bind?to=0.0.0.0:0", "/bind?to=0.0.0.0:80", "/bind?to=[::]:0"], "422")
             .does(neighbours_port_is_refused)
             .serves_on(),
-        command("network::port_theft_by_a_command", "a command listens on its own port", &["bind:0.0.0.0:0", "bind:127.0.0.1:8099", "bind:[::]:0", "connect:127.0.0.1:22"])
-            .dies("app instance exited"),
+        command(
+            "network::port_theft_by_a_command",
+            "a command listens on its own port",
+            &["bind:0.0.0.0:0", "bind:127.0.0.1:8099", "bind:[::]:0", "connect:127.0.0.1:22"],
+        )
+        .dies("app instance exited"),
         driver("network::names_of_the_host", "without a rule no name is resolved")
             .asks_each(&["/resolve?name=localhost", "/resolve?name=metadata.google.internal"], "422")
             .serves_on(),

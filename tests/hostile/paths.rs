@@ -30,7 +30,12 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .serves_on(),
         raw("paths::absolute_paths", "no path is absolute")
             .asks_each(
-                &["/fs/open?path=/etc/passwd", "/fs/open?path=//etc/passwd", "/fs/open?path=/proc/self/environ", "/fs/open?path=/proc/self/root/etc"],
+                &[
+                    "/fs/open?path=/etc/passwd",
+                    "/fs/open?path=//etc/passwd",
+                    "/fs/open?path=/proc/self/environ",
+                    "/fs/open?path=/proc/self/root/etc",
+                ],
                 REFUSED,
             )
             .serves_on(),
@@ -49,7 +54,13 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .serves_on(),
         raw("paths::odd_names", "names are the file system's own affair, up to 255 bytes")
             .asks_each(
-                &["/fs/create?path=%f0%9f%a6%80", "/fs/create?path=%e2%80%aetxt.exe", "/fs/create?path=%20", "/fs/create?path=...", "/fs/create?path=a%0ab"],
+                &[
+                    "/fs/create?path=%f0%9f%a6%80",
+                    "/fs/create?path=%e2%80%aetxt.exe",
+                    "/fs/create?path=%20",
+                    "/fs/create?path=...",
+                    "/fs/create?path=a%0ab",
+                ],
                 "200 done",
             )
             .asks(&format!("/fs/create?path={}", "n".repeat(256)), "200 name-too-long")
@@ -58,13 +69,19 @@ pub(crate) fn attacks() -> Vec<Attack> {
         raw("paths::links_that_lead_out", "a link is followed beneath the directory or not at all")
             .asks_each(&["/fs/symlink?path=/etc&to=absolute", "/fs/symlink?path=/etc/passwd&to=a"], "200 not-permitted|200 done")
             .asks_each(&["/fs/symlink?path=../..&to=up", "/fs/symlink?path=../../../../../etc/passwd&to=far"], "200 done|200 not-permitted")
-            .asks_each(&["/fs/open?path=absolute/passwd", "/fs/open?path=a", "/fs/open?path=up/app", "/fs/open?path=far", "/fs/list?path=up/"], REFUSED)
+            .asks_each(
+                &["/fs/open?path=absolute/passwd", "/fs/open?path=a", "/fs/open?path=up/app", "/fs/open?path=far", "/fs/list?path=up/"],
+                REFUSED,
+            )
             .asks("/fs/create?path=up/planted", REFUSED)
             .does(nothing_beside)
             .serves_on(),
         raw("paths::links_that_somebody_planted", "links in a droplet are no better than the guest's own")
             .does(planted_links)
-            .asks_each(&["/fs/open?path=planted", "/fs/open?path=root/etc/passwd", "/fs/create?path=root/tmp/dewar-hostile", "/fs/list?path=root"], REFUSED)
+            .asks_each(
+                &["/fs/open?path=planted", "/fs/open?path=root/etc/passwd", "/fs/create?path=root/tmp/dewar-hostile", "/fs/list?path=root"],
+                REFUSED,
+            )
             .serves_on(),
         raw("paths::links_in_a_circle", "a path follows so many links and no more")
             .asks_each(&["/fs/symlink?path=b&to=a", "/fs/symlink?path=a&to=b", "/fs/symlink?path=.&to=here"], "200 done")
@@ -108,12 +125,21 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .asks("/fs/create-dir?path=d", "200 done")
             .asks("/fs/link?path=d&to=e", "200 not-permitted|200 access")
             .serves_on(),
-        raw("paths::a_directory_that_becomes_a_link", "each step is taken from an open directory, so that nothing can be swapped in between")
-            .does(swap_under_foot)
-            .serves_on(),
+        raw(
+            "paths::a_directory_that_becomes_a_link",
+            "each step is taken from an open directory, so that nothing can be swapped in between",
+        )
+        .does(swap_under_foot)
+        .serves_on(),
         driver("paths::the_root_itself", "the directories that are given cannot be written, moved or removed as files")
             .asks_each(
-                &["/fs/write?path=/app&bytes=1", "/fs/write?path=/&bytes=1", "/fs/remove-dir?path=/app", "/fs/remove?path=/tmp", "/fs/rename?path=/app&to=/tmp/app"],
+                &[
+                    "/fs/write?path=/app&bytes=1",
+                    "/fs/write?path=/&bytes=1",
+                    "/fs/remove-dir?path=/app",
+                    "/fs/remove?path=/tmp",
+                    "/fs/rename?path=/app&to=/tmp/app",
+                ],
                 "422",
             )
             .serves_on(),

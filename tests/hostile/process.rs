@@ -64,7 +64,13 @@ fn kind(target: &Path) -> String {
 fn descriptors() -> Vec<(PathBuf, PathBuf)> {
     let entries = std::fs::read_dir("/proc/self/fd").unwrap();
     // One that is closed meanwhile, such as that of this very listing, leads nowhere.
-    entries.filter_map(|entry| { let path = entry.unwrap().path(); let target = std::fs::read_link(&path).ok()?; Some((path, target)) }).collect()
+    entries
+        .filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let target = std::fs::read_link(&path).ok()?;
+            Some((path, target))
+        })
+        .collect()
 }
 
 /// Open files below a directory, those without a name among them.

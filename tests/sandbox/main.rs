@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails to unwrap fails its test")]
 
+mod bombs;
 mod command;
 mod cpu;
 mod disk;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     // Some tests keep a core busy; more at a time would only make deadlines meaningless.
     arguments.test_threads.get_or_insert(2);
     let suites = [
+        bombs::trials(),
         command::trials(),
         cpu::trials(),
         disk::trials(),

@@ -130,7 +130,7 @@ impl From<PackError> for Failure {
 impl From<ProgramError> for Failure {
     fn from(error: ProgramError) -> Self {
         match error {
-            ProgramError::Read { .. } | ProgramError::Compiler(_) => Self::Agent(error.to_string()),
+            ProgramError::Read { .. } | ProgramError::Compiler(_) | ProgramError::Busy { .. } => Self::Agent(error.to_string()),
             error => Self::Component(error),
         }
     }
