@@ -13,6 +13,7 @@ mod watcher;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use dewar_agent::InForce;
 use dewar_client::{AppName, Manifest, PackageSource, PushOptions, Routes, app_name_of, exit_code};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -25,13 +26,13 @@ use app::DevApp;
 use platform::{Platform, Ports};
 use screen::{DevEvent, DevScreen};
 
-/// Runs until `stop`, then leaves no process, port or temporary file behind.
-pub(crate) async fn run(args: DevArgs, stop: CancellationToken) -> Result<u8, Failure> {
+/// Runs until `stop`, then leaves no process, port or temporary file behind. `in_force` is what this process has taken from itself.
+pub(crate) async fn run(args: DevArgs, in_force: InForce, stop: CancellationToken) -> Result<u8, Failure> {
     let pushes = args.paths.iter().map(|path| push_options(path, &args)).collect::<Result<Vec<_>, Failure>>()?;
     refuse_twins(&pushes)?;
     let screen = Arc::new(DevScreen::new(args.output.format()));
     let ports = Ports { router: args.port, broker: args.nats_port };
-    let platform = Platform::start(&ports, &args.egress, &home_dir(&args.home)?).await?;
+    let platform = Platform::start(&ports, &args.egress, &home_dir(&args.home)?, in_force).await?;
     screen.show(&DevEvent::Listening { nats: platform.nats_url(), http: platform.http_url(), note: platform.note() });
     let outcome = run_apps(pushes, &args, &platform, &screen, &stop).await;
     screen.show(&DevEvent::Stopping);

@@ -12,6 +12,7 @@ mod verbs;
 use std::process::ExitCode;
 
 use clap::Parser;
+use dewar_agent::harden_all_but_files;
 use dewar_client::{OutputFormat, exit_code};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -45,7 +46,10 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Broker(args) => roles::broker(&args, log),
         Command::Dev(args) => {
             logging::to_stderr(log, LevelFilter::ERROR, LogFormat::Text)?;
-            signals::run_until_signalled(|stop| dev::run(args, stop))
+            // Before there are threads.
+            let in_force = harden_all_but_files();
+            let in_force = in_force.map_err(|error| Failure::from_chain(exit_code::APP, "cannot harden the process", &error))?;
+            signals::run_until_signalled(|stop| dev::run(args, in_force, stop))
         }
         verb => {
             logging::to_stderr(log, LevelFilter::ERROR, LogFormat::Text)?;

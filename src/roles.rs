@@ -21,7 +21,7 @@ const FAILED_START: u8 = 1;
 /// Runs an agent until it has ended; yields its exit code.
 pub(crate) fn agent(args: &AgentArgs) -> Result<u8, Failure> {
     let text = read_config(&args.config)?;
-    let (config, warnings) = AgentConfig::from_yaml(&text).map_err(|mistakes| bad_config(&args.config, &mistakes))?;
+    let (mut config, warnings) = AgentConfig::from_yaml(&text).map_err(|mistakes| bad_config(&args.config, &mistakes))?;
     if args.check_config {
         complain(&args.config, &warnings);
         print(&config.effective_yaml());
@@ -31,6 +31,8 @@ pub(crate) fn agent(args: &AgentArgs) -> Result<u8, Failure> {
     for warning in warnings {
         warn!(file = %args.config.display(), warning, "configuration");
     }
+    // Now that the log is open, and before there are threads.
+    config.harden().map_err(|error| Failure::from_chain(FAILED_START, "cannot harden the agent", &error))?;
     signals::run_until_signalled(|stop| async move {
         let started = Agent::start(config, stop).await;
         let agent = started.map_err(|error| Failure::from_chain(FAILED_START, "cannot start the agent", &error))?;

@@ -10,6 +10,9 @@ use tracing::{info, warn};
 
 use crate::removal::remove_tree;
 
+/// What is in it, besides the lock.
+pub(crate) const DIRECTORIES: [&str; 6] = ["instances", "crashes", "tmp", "staging", "droplets", "artifacts"];
+
 /// A directory that belongs to this process as long as the value lives.
 #[derive(Debug)]
 pub(crate) struct BaseDir {
@@ -94,7 +97,7 @@ impl BaseDir {
             let dir = base.join(name);
             sweep(&dir).map_err(disk(&dir))?;
         }
-        for name in ["instances", "crashes", "tmp", "staging", "droplets", "artifacts"] {
+        for name in DIRECTORIES {
             let dir = base.join(name);
             private_dir(&dir).map_err(disk(&dir))?;
         }

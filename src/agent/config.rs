@@ -1,7 +1,7 @@
 //! What an operator decides: a file in the DEA's own YAML, checked as a whole before anything happens.
 //!
 //! A `dea.yml` is accepted as it is. Keys that only Warden, Ruby or later additions needed are taken note of and do nothing; unknown
-//! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `instance.ports.*`, `instance.http.*`, `instance.cpu_cap`,
+//! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `hardening`, `instance.ports.*`, `instance.http.*`, `instance.cpu_cap`,
 //! `compile.*`, `compat.*`, `logging.format`, limits under `staging.*`, and `egress.*`:
 //! `egress.allow` (rules for all apps, added to their own), `egress.deny` (networks that no rule opens), `egress.deny_names` (host names
 //! that are not looked up) and `egress.ca_file` (authorities that guests trust for `https` besides the host's).
@@ -28,6 +28,7 @@ use dewar_sandbox::{CompileLimits, CpuQuota, HttpLimits, OperatorEgress};
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
 
+use crate::hardening::{Hardening, InForce};
 use crate::log_counts::LogCounts;
 
 /// The configuration of an agent, complete and checked.
@@ -73,6 +74,10 @@ pub struct AgentConfig {
     pub compiler: Option<PathBuf>,
     /// How much of each era of the protocol is spoken.
     pub compat: CompatConfig,
+    /// Whether the process restricts itself.
+    pub hardening: Hardening,
+    /// What came of that, for `/varz`.
+    pub in_force: InForce,
     effective: Value,
 }
 

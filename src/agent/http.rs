@@ -71,6 +71,8 @@ pub(crate) struct Facts {
     pub(crate) started: Instant,
     /// How sandboxes get their memory.
     pub(crate) sandbox_allocation: String,
+    /// What the process has taken from itself.
+    pub(crate) hardening: Value,
 }
 
 /// Binds the address of `/varz` and `/healthz`.
@@ -190,6 +192,7 @@ impl StatusServer {
                 "slow_consumer": counters.slow_consumer,
             },
             "sandbox_allocation": self.facts.sandbox_allocation,
+            "hardening": self.facts.hardening,
             "app_log_lines_dropped": self.logs.dropped(),
         });
         if let Value::Object(object) = &mut object {

@@ -22,6 +22,7 @@ mod config;
 mod digest;
 mod driver;
 mod effects;
+mod hardening;
 mod http;
 mod inbound;
 mod instances;
@@ -43,4 +44,5 @@ pub use config::{
     AgentConfig, CompatConfig, ConfigError, CpuConfig, DevAgent, EgressConfig, InstanceConfig, LogFormat, LoggingConfig, StagingSettings,
     StatusConfig,
 };
+pub use hardening::{Hardening, HardeningError, InForce, harden_all_but_files};
 pub use log_counts::LogCounts;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
-use dewar_agent::{Agent, AgentConfig, AgentHandle, DevAgent};
+use dewar_agent::{Agent, AgentConfig, AgentHandle, DevAgent, InForce};
 use dewar_bus::BusConfig;
 use dewar_bus::broker::{Broker, BrokerConfig};
 use dewar_client::{AdvertiseHost, Client, ClientError, exit_code, nats_url};
@@ -53,7 +53,7 @@ pub(crate) struct Platform {
 
 impl Platform {
     /// Takes the ports, then starts everything.
-    pub(crate) async fn start(ports: &Ports, egress: &EgressArgs, home: &Path) -> Result<Self, Failure> {
+    pub(crate) async fn start(ports: &Ports, egress: &EgressArgs, home: &Path, in_force: InForce) -> Result<Self, Failure> {
         let router = bind_router(ports.router).await?;
         let (broker, note) = bind_broker(ports.broker).await?;
         let (nats, http) = (broker.local_addr(), router.http_addr());
@@ -61,7 +61,7 @@ impl Platform {
         let (stop_agent, stop_router, stop_broker) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let broker = tokio::spawn(broker.run(stop_broker.clone()));
         let router = tokio::spawn(router.run(bus(nats, "dewar dev router"), stop_router.clone()));
-        let agent = start_agent(&dir, nats, egress, stop_agent.clone()).await;
+        let agent = start_agent(&dir, nats, egress, in_force, stop_agent.clone()).await;
         let agent = agent.inspect_err(|_| {
             stop_router.cancel();
             stop_broker.cancel();
@@ -163,7 +163,13 @@ fn base_dir(dir: &TempDir) -> std::path::PathBuf {
     dir.path().join("agent")
 }
 
-async fn start_agent(dir: &TempDir, nats: SocketAddr, egress: &EgressArgs, stop: CancellationToken) -> Result<AgentHandle, Failure> {
+async fn start_agent(
+    dir: &TempDir,
+    nats: SocketAddr,
+    egress: &EgressArgs,
+    in_force: InForce,
+    stop: CancellationToken,
+) -> Result<AgentHandle, Failure> {
     let base_dir = base_dir(dir);
     let wanted = DevAgent {
         base_dir: &base_dir,
@@ -173,9 +179,10 @@ async fn start_agent(dir: &TempDir, nats: SocketAddr, egress: &EgressArgs, stop:
         allow_egress: &egress.allow_egress,
         egress_ca: egress.egress_ca.as_deref(),
     };
-    let config = AgentConfig::for_dev(&wanted).map_err(|mistakes| {
+    let mut config = AgentConfig::for_dev(&wanted).map_err(|mistakes| {
         let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
         Failure::new(exit_code::USAGE, format!("cannot configure the agent: {}", lines.join("; ")))
     })?;
+    config.in_force = in_force;
     Agent::start(config, stop).await.map_err(|error| Failure::from_chain(exit_code::APP, "cannot start the agent", &error))
 }

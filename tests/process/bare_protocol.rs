@@ -21,17 +21,22 @@ pub(crate) fn agent_yml(base_dir: &std::path::Path, nats_port: u16) -> String {
     )
 }
 
-struct World {
-    nats: Nats,
+pub(crate) struct World {
+    pub(crate) nats: Nats,
     blobs: Blobstore,
-    agent: Process,
-    dea: String,
+    pub(crate) agent: Process,
+    pub(crate) dea: String,
     _server: Process,
-    _dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl World {
     fn start() -> Self {
+        Self::start_by(&[], "")
+    }
+
+    /// With more lines of configuration, and by a command that executes its last arguments.
+    pub(crate) fn start_by(launcher: &[&str], yml: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let server = nats_server(port);
@@ -43,15 +48,15 @@ impl World {
         }
         nats.subscribe("vcap.component.announce");
         let config = dir.path().join("agent.yml");
-        std::fs::write(&config, agent_yml(&dir.path().join("base"), port)).unwrap();
-        let agent = Process::dewar(&["agent", "--config", config.to_str().unwrap()]);
+        std::fs::write(&config, agent_yml(&dir.path().join("base"), port) + yml).unwrap();
+        let agent = Process::dewar_by(launcher, &["agent", "--config", config.to_str().unwrap()]);
         let hello = nats.expect("dea.start", |_| true).json;
         assert_eq!(hello["version"], "0.0.1");
         let dea = hello["id"].as_str().unwrap().to_owned();
-        Self { nats, blobs: Blobstore::start(), agent, dea, _server: server, _dir: dir }
+        Self { nats, blobs: Blobstore::start(), agent, dea, _server: server, dir }
     }
 
-    fn start_message(&self, index: u32, sha1: &Value) -> Value {
+    pub(crate) fn start_message(&self, index: u32, sha1: &Value) -> Value {
         json!({
             "droplet": APP, "index": index, "version": "v1", "name": "shop", "uris": ["shop.example.net"], "prod": false,
             "sha1": sha1, "executableFile": "deprecated", "executableUri": self.blobs.url("droplet"), "cc_partition": "default",
@@ -62,7 +67,7 @@ impl World {
     }
 
     /// Stages a package, expects success, yields the second reply.
-    fn stage(&mut self, task: &str, package: Vec<u8>) -> Value {
+    pub(crate) fn stage(&mut self, task: &str, package: Vec<u8>) -> Value {
         let last = self.try_stage(task, package);
         assert_eq!(last["error"], Value::Null, "{last}");
         last
@@ -90,7 +95,7 @@ impl World {
         self.nats.expect(&inbox, |_| true).json
     }
 
-    fn package() -> Vec<u8> {
+    pub(crate) fn package() -> Vec<u8> {
         zip(&[("http-driver.wasm", &std::fs::read(guest("tests/http-driver")).unwrap()), ("note.txt", b"kept")])
     }
 }

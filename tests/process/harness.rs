@@ -75,8 +75,14 @@ impl Process {
 
     /// A role of the binary under test.
     pub(crate) fn dewar(arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dewar"));
-        Self::spawn(arguments[0], command.args(arguments).env_remove("DEWAR_NATS").env("NO_COLOR", "1"))
+        Self::dewar_by(&[], arguments)
+    }
+
+    /// A role of the binary under test, started by a command that executes its last arguments.
+    pub(crate) fn dewar_by(launcher: &[&str], arguments: &[&str]) -> Self {
+        let line = [launcher, &[env!("CARGO_BIN_EXE_dewar")], arguments].concat();
+        let mut command = Command::new(line[0]);
+        Self::spawn(arguments[0], command.args(&line[1..]).env_remove("DEWAR_NATS").env("NO_COLOR", "1"))
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -171,9 +177,14 @@ pub(crate) struct Response {
 
 /// One GET on a connection of its own. `None`: nobody listens, or the connection broke.
 pub(crate) fn get(address: SocketAddr, host: &str, path: &str) -> Option<Response> {
+    get_with(address, host, path, "")
+}
+
+/// As [`get`], with more lines of a head.
+pub(crate) fn get_with(address: SocketAddr, host: &str, path: &str, more: &str) -> Option<Response> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n").ok()?;
     let mut raw = Vec::new();
     stream.read_to_end(&mut raw).ok()?;
     let raw = String::from_utf8_lossy(&raw).into_owned();

@@ -11,4 +11,5 @@ mod nats;
 mod bare_protocol;
 mod dev;
 mod faults;
+mod hardening;
 mod three_processes;

@@ -78,6 +78,7 @@ impl Host {
             start: Wall(now).to_utc_text(),
             started: Instant::now(),
             sandbox_allocation: sandboxes.allocation().to_string(),
+            hardening: config.in_force.to_json(),
         };
         let path = base_dir.paths().droplets();
         let droplets = DropletStore::open(&path, transfers.clone()).map_err(|source| AgentError::Droplets { path, source })?;

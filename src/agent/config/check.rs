@@ -15,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 use super::egress::egress;
 use super::reader::{Findings, Reader};
 use super::{AgentConfig, CompatConfig, ConfigError, CpuConfig, InstanceConfig, LogFormat, LoggingConfig, StagingSettings, StatusConfig};
+use crate::hardening::{Hardening, InForce};
 use crate::log_counts::LogCounts;
 
 /// Keys of the DEA that need Warden, Ruby, or a part of the protocol that is not spoken here. They do nothing.
@@ -107,6 +108,8 @@ fn read(reader: &mut Reader) -> AgentConfig {
         artifact_bytes: mebibytes(reader, "compile.cache_mb", 2048),
         compiler: None,
         compat: compat(reader),
+        hardening: hardening(reader),
+        in_force: InForce::default(),
         effective: Value::Null,
     }
 }
@@ -320,7 +323,13 @@ fn compile(reader: &mut Reader) -> CompileLimits {
         cpu: reader.seconds("compile.cpu_seconds", default.cpu, 1.0..=DAY),
         wall: reader.seconds("compile.wall_seconds", default.wall, 1.0..=DAY),
         component: mebibytes(reader, "compile.max_component_mb", default.component.0 >> 20),
+        confined: default.confined,
     }
+}
+
+fn hardening(reader: &mut Reader) -> Hardening {
+    let choices = [("required", Hardening::Required), ("best-effort", Hardening::BestEffort), ("off", Hardening::Off)];
+    reader.choice("hardening", &choices, choices[1])
 }
 
 fn compat(reader: &mut Reader) -> CompatConfig {

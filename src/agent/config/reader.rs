@@ -124,7 +124,9 @@ impl Reader {
     pub(super) fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&'static str, T)], default: (&'static str, T)) -> T {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let wanted = format!("one of {}", words.join(", "));
-        let find = |value: &Value| choices.iter().find(|(word, _)| value.as_str() == Some(*word)).copied();
+        // YAML takes `off` for a truth value.
+        let given = |value: &Value| if *value == Value::Bool(false) { Some("off".to_owned()) } else { value.as_str().map(str::to_owned) };
+        let find = |value: &Value| given(value).and_then(|given| choices.iter().find(|(word, _)| *word == given).copied());
         let (word, choice) = self.parse(key, &wanted, find).unwrap_or(default);
         self.note(key, Some(word.into()));
         choice
