@@ -4,20 +4,23 @@
 //! is told to the app's log with a backtrace. The instance as a whole has crashed when
 //! - its start-up code fails, or a store cannot be made for want of memory while there is no other;
 //! - the guest calls `exit`;
+//! - our own code panics while it serves a request;
 //! - [`FAILURES`] requests in a row trapped or ran out of time, without one that was answered between them.
 
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dewar_protocol::LogStream;
+use futures::FutureExt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -68,14 +71,23 @@ impl App {
     }
 
     /// Runs something for as long as the instance lives.
-    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let ended = self.ended.clone();
+    pub(crate) fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let app = self.clone();
         self.tasks.spawn(async move {
             tokio::select! {
-                () = ended.cancelled() => {}
-                () = work => {}
+                () = app.ended.cancelled() => {}
+                worked = AssertUnwindSafe(work).catch_unwind() => if let Err(panic) = worked {
+                    app.crash(Exit::panicked(&*panic));
+                }
             }
         });
+    }
+
+    /// A connection's own troubles are its client's, but a panic is ours, and nobody knows what it left behind.
+    fn disconnected(&self, ended: Result<(), JoinError>) {
+        if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
+            self.crash(Exit::panicked(&*panic));
+        }
     }
 
     /// Tells the app's developer.
@@ -213,13 +225,14 @@ async fn run(listener: TcpListener, app: &Arc<App>, orders: &Orders, connections
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            // A connection's own troubles are its client's.
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => app.disconnected(ended),
             _ = trim.tick() => app.pool.trim(),
         }
     }
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    while let Some(ended) = connections.join_next().await {
+        app.disconnected(ended);
+    }
     app.tasks.close();
     app.tasks.wait().await;
 }

@@ -1,5 +1,6 @@
 //! One running program.
 
+use std::any::Any;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -162,9 +163,20 @@ impl Exit {
         Self { status: -1, description: description.into() }
     }
 
-    /// Our own code panicked, or was cut off.
-    fn broken(cause: &JoinError) -> Self {
-        Self::failed(format!("the sandbox failed: {cause}"))
+    /// A task of ours panicked, or was cut off.
+    fn broken(cause: JoinError) -> Self {
+        match cause.try_into_panic() {
+            Ok(panic) => Self::panicked(&*panic),
+            Err(cause) => Self::failed(format!("the sandbox failed: {cause}")),
+        }
+    }
+
+    /// Our own code panicked.
+    pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        let text = text.unwrap_or("it panicked");
+        tracing::error!(text, "an instance's host code panicked");
+        Self::failed(format!("the sandbox failed: {text}"))
     }
 
     /// The guest itself said it was done.
@@ -262,12 +274,12 @@ pub(crate) async fn start(shared: &Arc<Shared>, spec: InstanceSpec) -> Result<Sa
     let orders = Orders::default();
     let starting = shared.threads.handle().spawn(prepare(shared.clone(), spec, orders.clone()));
     // A caller that does not want it any more must not leave it running.
-    let prepared = AbortOnDropHandle::new(starting).await.unwrap_or_else(|panic| Err(Exit::broken(&panic)))?;
+    let prepared = AbortOnDropHandle::new(starting).await.unwrap_or_else(|panic| Err(Exit::broken(panic)))?;
     let running = shared.threads.handle().spawn(prepared.run);
     let cpu = prepared.meters.cpu.clone();
     let keeping = shared.clone();
     shared.threads.handle().spawn(async move {
-        let exit = running.await.unwrap_or_else(|panic| Exit::broken(&panic));
+        let exit = running.await.unwrap_or_else(Exit::broken);
         cpu.is_gone().await;
         exited.send_replace(Some(exit));
         // Not before: with the last holder the threads end, and this task with them.

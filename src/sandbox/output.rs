@@ -83,7 +83,8 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         let dropped = self.allowance.get_mut().unwrap_or_else(PoisonError::into_inner).dropped;
-        if dropped > 0 {
+        // Where the sink itself panicked, asking it once more would end the process.
+        if dropped > 0 && !std::thread::panicking() {
             self.sink.line(LogStream::Err, &lost(dropped));
         }
     }
@@ -165,7 +166,8 @@ impl Splitter {
 
 impl Drop for Splitter {
     fn drop(&mut self) {
-        if !self.partial.is_empty() {
+        // As above.
+        if !self.partial.is_empty() && !std::thread::panicking() {
             self.end_line();
         }
     }

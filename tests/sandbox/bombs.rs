@@ -154,13 +154,14 @@ async fn strange() {
 
 async fn neighbour() {
     let (sandboxes, _state) = fresh(|limits| limits.cpu = Duration::from_secs(30));
+    let hello = guest("examples/hello");
     let mut bomb = std::pin::pin!(compile(&sandboxes, many_live_locals(40_000, 60)));
     // Polled once, it is under way.
     assert!(futures::poll!(&mut bomb).is_pending());
     tokio::select! {
         biased;
         error = &mut bomb => panic!("the neighbour has waited for {error}"),
-        neighbour = sandboxes.program(&guest("examples/hello")) => drop(neighbour.unwrap()),
+        neighbour = sandboxes.program(&hello) => drop(neighbour.unwrap()),
     }
 }
 

@@ -77,12 +77,18 @@ pub(crate) async fn program(name: &str) -> Program {
     sandboxes().program(&guest(name)).await.unwrap()
 }
 
+/// Writing this breaks [`Lines`].
+pub(crate) const BREAK: &str = "break-the-sink";
+
 /// Keeps lines.
 #[derive(Default)]
 pub(crate) struct Lines(Mutex<Vec<(LogStream, String)>>);
 
 impl Output for Lines {
     fn line(&self, stream: LogStream, text: &str) {
+        if text == BREAK {
+            panic!("the sink is broken");
+        }
         self.0.lock().unwrap().push((stream, text.to_owned()));
     }
 }

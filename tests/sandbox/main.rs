@@ -15,6 +15,7 @@ mod http;
 mod http_limits;
 mod mutations;
 mod network;
+mod panics;
 mod programs;
 mod quotas;
 mod staging;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         http_limits::trials(),
         mutations::trials(),
         network::trials(),
+        panics::trials(),
         programs::trials(),
         quotas::trials(),
         staging::trials(),

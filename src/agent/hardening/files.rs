@@ -98,6 +98,7 @@ impl Rules {
         let resolver = Path::new(RESOLV_CONF).canonicalize().ok();
         rules.add(resolver.as_deref().and_then(Path::parent).filter(|dir| *dir != Path::new("/etc")), read);
         rules.add(credentials(&config.bus), read);
+        rules.add(config.egress.ca_file.as_deref(), read);
         Ok(rules)
     }
 
