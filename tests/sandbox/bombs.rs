@@ -142,10 +142,10 @@ async fn refused() {
 async fn strange() {
     let (sandboxes, _state) = fresh(|_| {});
     for (name, wasm) in [
-        ("nesting", deep_nesting(100_000)),
-        ("functions", many_functions(20_000, 1)),
-        ("jump tables", jump_tables(200, 20)),
-        ("locals", many_live_locals(200, 2)),
+        ("nesting", deep_nesting(1_000)),
+        ("functions", many_functions(5_000, 1)),
+        ("jump tables", jump_tables(100, 10)),
+        ("locals", many_live_locals(100, 2)),
     ] {
         let error = compile(&sandboxes, wasm).await;
         assert!(matches!(error, ProgramError::NoWorld { .. }), "{name}: {error}");
