@@ -22,6 +22,7 @@ pub(crate) fn sandboxes() -> &'static Sandboxes {
             cpu: Duration::from_secs(5),
             wall: Duration::from_secs(25),
             component: Bytes(COMPONENT),
+            ..CompileLimits::default()
         };
         let state_dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("hostile");
         Sandboxes::new(SandboxConfig { compile_limits: limits, artifact_bytes: Bytes(1), ..config(state_dir) }).unwrap()
