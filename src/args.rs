@@ -386,6 +386,10 @@ mod tests {
         assert_eq!(dev.port, 2);
         assert_eq!(dev.env, [Secret("A=1".to_owned()), Secret("B=2=3".to_owned())]);
         assert_eq!(dev.paths, [PathBuf::from(".")]);
+        let allow = ["dewar", "dev", "--allow-egress", "tcp 127.0.0.1 5432", "--allow-egress", "udp 127.0.0.1 53", "--egress-ca", "ca.pem"];
+        let Command::Dev(dev) = Cli::try_parse_from(allow).unwrap().command else { panic!("{allow:?}") };
+        assert_eq!(dev.egress.allow_egress, ["tcp 127.0.0.1 5432", "udp 127.0.0.1 53"]);
+        assert_eq!(dev.egress.egress_ca, Some(PathBuf::from("ca.pem")));
     }
 
     #[test]

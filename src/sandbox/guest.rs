@@ -7,7 +7,7 @@ use dewar_protocol::{Bytes, LogStream};
 use wasmtime::component::{Linker, ResourceTable};
 use wasmtime::{Engine, Error, Result, Store};
 use wasmtime_wasi::filesystem::WasiFilesystemCtxView;
-use wasmtime_wasi::sockets::WasiSocketsView;
+use wasmtime_wasi::sockets::WasiSocketsCtxView;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
@@ -19,7 +19,7 @@ use crate::handles::Handles;
 use crate::held;
 use crate::ledger::Ledger;
 use crate::limits::{Mebibytes, MemoryBudget, Refused, STORE_BYTES, StoreMemory};
-use crate::network::{HasLookup, Lookup, Sockets};
+use crate::network::{self, HeldSockets, NetworkView, Sockets};
 use crate::outbound::{self, Outbound};
 use crate::output::{Lines, Log};
 
@@ -42,6 +42,7 @@ pub(crate) struct Guest {
     http: WasiHttpCtx,
     outbound: Outbound,
     files: CountedFiles,
+    sockets: HeldSockets,
     memory: StoreMemory,
     alarm: Arc<Alarm>,
 }
@@ -64,6 +65,7 @@ impl Guest {
 
     /// Charges what the host keeps for the guest's handles by now. What does not fit ends the store: the host has it already.
     pub(crate) fn settle_held(&mut self) -> Result<()> {
+        self.sockets.settle(&mut self.table);
         let bytes = held::bytes(&mut self.table);
         let held = Mebibytes(Bytes(bytes));
         self.memory.hold(bytes).map_err(|refused| Error::msg(format!("{refused}: its handles, fields and bodies take {held} of the host")))
@@ -86,8 +88,9 @@ fn counted_filesystem(guest: &mut Guest) -> CountedFilesystem<'_> {
     CountedFilesystem { inner: WasiFilesystemCtxView { ctx: guest.wasi.filesystem(), table: &mut guest.table }, files: &mut guest.files }
 }
 
-fn lookup(guest: &mut Guest) -> Lookup<'_> {
-    Lookup { network: guest.outbound.network(), inner: guest.sockets() }
+fn network_view(guest: &mut Guest) -> NetworkView<'_> {
+    let inner = WasiSocketsCtxView { ctx: guest.wasi.sockets(), table: &mut guest.table };
+    NetworkView { inner, network: guest.outbound.network(), sockets: &mut guest.sockets }
 }
 
 fn handover(guest: &mut Guest) -> Handover<'_> {
@@ -101,7 +104,7 @@ pub(crate) fn linker(engine: &Engine, calls: Calls) -> Result<Linker<Guest>> {
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     linker.allow_shadowing(true);
     wasmtime_wasi::p2::bindings::filesystem::types::add_to_linker::<Guest, HasCountedFiles>(&mut linker, counted_filesystem)?;
-    wasmtime_wasi::p2::bindings::sockets::ip_name_lookup::add_to_linker::<Guest, HasLookup>(&mut linker, lookup)?;
+    network::add_to_linker(&mut linker, network_view)?;
     outbound::handler::add_to_linker(&mut linker)?;
     wasmtime_wasi::p2::bindings::filesystem::preopens::add_to_linker::<Guest, HasHandover>(&mut linker, handover)?;
     wasmtime_wasi::p2::bindings::cli::environment::add_to_linker::<Guest, HasHandover>(&mut linker, handover)?;
@@ -142,6 +145,7 @@ impl Blueprint {
             table,
             http,
             outbound: self.outbound.clone(),
+            sockets: HeldSockets::new(self.handles.clone()),
             files: CountedFiles::new(self.ledger.clone(), self.handles.clone(), self.memory.clone()),
             memory,
             alarm: Arc::default(),

@@ -4,6 +4,7 @@ mod allowance;
 mod lookup;
 mod names;
 mod sockets;
+mod view;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,9 +19,9 @@ use crate::outbound::pool::Pool;
 use crate::outbound::tls;
 
 pub(crate) use allowance::Allowance;
-pub(crate) use lookup::{HasLookup, Lookup};
 pub(crate) use names::{LookupError, Names, Resolver, parse_host};
 pub(crate) use sockets::Sockets;
+pub(crate) use view::{HeldSockets, NetworkView, add_to_linker};
 
 /// Resolves a host name; blocks meanwhile.
 pub type Resolve = fn(&str) -> io::Result<Vec<IpAddr>>;

@@ -45,6 +45,8 @@ const FIRST_BYTE: Duration = Duration::from_secs(120);
 const BETWEEN_BYTES: Duration = Duration::from_secs(60);
 /// From the request to the last byte of its response.
 const TOTAL: Duration = Duration::from_secs(900);
+/// Bytes of what the developer is told about a failure.
+const DETAIL_BYTES: usize = 500;
 /// Most that a guest may write at once into a body.
 const CHUNK: usize = 64 << 10;
 /// Writes that are taken before the first is on its way: a guest with a small answer is done without having to wait.
@@ -196,7 +198,9 @@ impl Outbound {
 
     /// The code for the guest, once the developer can read in the app's log what it does not say.
     fn told(&self, origin: &Origin, error: DialError) -> Error {
-        if let Some(detail) = error.detail {
+        if let Some(mut detail) = error.detail {
+            // It may quote a certificate, which can be as long as its owner likes.
+            detail.truncate(detail.floor_char_boundary(DETAIL_BYTES));
             self.log.line(LogStream::Err, &format!("[request to {origin} failed: {detail}]"));
         }
         error.code

@@ -28,6 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("network::metadata_services_have_no_name", metadata),
         test("network::a_port_scan_is_slow", port_scan),
         test("network::look_ups_are_rationed", many_look_ups),
+        test("network::sockets_are_open_files_of_all_stores_together", sockets),
     ]
     .into_iter()
     .chain(requests::trials())
@@ -185,6 +186,21 @@ async fn port_scan() {
     // Requests draw on the same allowance.
     let outcomes = app.ok(&format!("/fetch?url=http://127.0.0.1:{port}/&times=600")).await;
     assert!(count(&outcomes, "ErrorCode::ConnectionLimitReached") > 0, "{outcomes}");
+}
+
+async fn sockets() {
+    let mut plan = Plan::of("tests/http-driver").await.quota(|quota| quota.open_files = 50);
+    plan.egress = EgressPolicy::new(&[rule("tcp", "127.0.0.1", None)]).unwrap();
+    let app = plan.start().await;
+    let answers = futures::future::join_all((0..3).map(|_| app.ok("/sockets?count=30"))).await;
+    let made: Vec<u64> = answers.iter().map(|answer| answer.lines().next().unwrap().parse().unwrap()).collect();
+    assert_eq!(made.iter().sum::<u64>(), 50, "{answers:?}");
+    assert!(answers.iter().any(|answer| answer.ends_with("\nnew-socket-limit\n")), "{answers:?}");
+    // What is closed is free again.
+    let mut plan = Plan::of("tests/http-driver").await.quota(|quota| quota.open_files = 5);
+    plan.egress = EgressPolicy::new(&[rule("tcp", "127.0.0.1", None)]).unwrap();
+    let port = somebody(HELLO).await;
+    assert_eq!(plan.start().await.ok(&format!("/connect?to=127.0.0.1:{port}&times=50")).await, "ok 50\n");
 }
 
 async fn many_look_ups() {

@@ -9,29 +9,15 @@ use std::vec;
 
 use futures::FutureExt;
 use wasmtime::Result;
-use wasmtime::component::{HasData, Resource};
+use wasmtime::component::Resource;
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup::{Host, HostResolveAddressStream, ResolveAddressStream};
-use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, IpAddress};
+use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress};
 use wasmtime_wasi::p2::{DynPollable, Network, Pollable, SocketError, subscribe};
 use wasmtime_wasi::runtime::{AbortOnDropJoinHandle, spawn};
-use wasmtime_wasi::sockets::WasiSocketsCtxView;
 
-use super::{InstanceNetwork, LookupError, parse_host};
+use super::{InstanceNetwork, LookupError, NetworkView, parse_host};
 use crate::egress::Transport;
-
-/// Names [`Lookup`] to the linker.
-pub(crate) struct HasLookup;
-
-impl HasData for HasLookup {
-    type Data<'a> = Lookup<'a>;
-}
-
-/// Implements the interface for the time of one call.
-pub(crate) struct Lookup<'a> {
-    pub(crate) inner: WasiSocketsCtxView<'a>,
-    pub(crate) network: Arc<InstanceNetwork>,
-}
 
 /// What stands in the resource table for wasmtime's own [`ResolveAddressStream`].
 enum Answer {
@@ -43,23 +29,7 @@ fn ours(theirs: &Resource<ResolveAddressStream>) -> Resource<Answer> {
     Resource::new_borrow(theirs.rep())
 }
 
-impl network::Host for Lookup<'_> {
-    fn convert_error_code(&mut self, error: SocketError) -> Result<ErrorCode> {
-        self.inner.convert_error_code(error)
-    }
-
-    fn network_error_code(&mut self, error: Resource<wasmtime::Error>) -> Result<Option<ErrorCode>> {
-        self.inner.network_error_code(error)
-    }
-}
-
-impl network::HostNetwork for Lookup<'_> {
-    fn drop(&mut self, network: Resource<Network>) -> Result<()> {
-        network::HostNetwork::drop(&mut self.inner, network)
-    }
-}
-
-impl Host for Lookup<'_> {
+impl Host for NetworkView<'_> {
     fn resolve_addresses(&mut self, _network: Resource<Network>, name: String) -> Result<Resource<ResolveAddressStream>, SocketError> {
         let egress = &self.network.egress;
         if !egress.allows_any(Transport::Tcp) && !egress.allows_any(Transport::Udp) {
@@ -81,7 +51,7 @@ async fn look_up(network: Arc<InstanceNetwork>, name: String) -> Result<Vec<IpAd
     if allowed.is_empty() { Err(ErrorCode::AccessDenied) } else { Ok(allowed) }
 }
 
-impl HostResolveAddressStream for Lookup<'_> {
+impl HostResolveAddressStream for NetworkView<'_> {
     fn resolve_next_address(&mut self, stream: Resource<ResolveAddressStream>) -> Result<Option<IpAddress>, SocketError> {
         let answer = self.inner.table.get_mut(&ours(&stream))?;
         if let Answer::Pending(looking_up) = answer {

@@ -18,7 +18,7 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Names are not granted here: see [`super::Lookup`].
+    /// Names are not granted here: see [`super::NetworkView`].
     pub(crate) fn grant(&self, wasi: &mut WasiCtxBuilder) {
         let egress = &self.network.egress;
         let sockets = self.clone();
@@ -105,5 +105,23 @@ mod tests {
         assert!(!check(&sockets, SocketAddrUse::TcpListen, "0.0.0.0:40000"));
         assert!(!check(&sockets, SocketAddrUse::TcpAccept, "8.8.8.8:1"));
         assert!(!check(&sockets, SocketAddrUse::UdpSend, "8.8.8.8:53"));
+    }
+
+    #[test]
+    fn attempts_and_datagrams_run_out() {
+        let rule = |destination: &str| EgressRule {
+            protocol: "all".into(),
+            destination: destination.into(),
+            ports: None,
+            icmp_type: None,
+            code: None,
+            log: None,
+        };
+        let sockets = sockets(None, EgressPolicy::new(&[rule("8.8.8.8")]).unwrap());
+        for purpose in [SocketAddrUse::TcpConnect, SocketAddrUse::UdpSend] {
+            let allowed = (0..100_000).take_while(|_| check(&sockets, purpose, "8.8.8.8:53")).count();
+            assert!((200..100_000).contains(&allowed), "{allowed} of {purpose:?}");
+        }
+        assert!(check(&sockets, SocketAddrUse::UdpReceive, "8.8.8.8:53"), "what others send is not the guest's doing");
     }
 }

@@ -113,3 +113,30 @@ impl Body for ResponseBody {
         self.inner.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::stream::{self, StreamExt};
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_is_too_long_is_cut_off() {
+        let part = Bytes::from(vec![0; 1 << 20]);
+        let parts = |count: usize| {
+            let part = part.clone();
+            let frames = stream::iter(0..count).map(move |_| Ok::<_, Error>(Frame::data(part.clone())));
+            of_request(StreamBody::new(frames).boxed_unsync())
+        };
+        let read = |mut body: WasiBody| async move {
+            let mut bytes = 0;
+            while let Some(frame) = body.frame().await {
+                bytes += frame?.data_ref().map_or(0, Bytes::len);
+            }
+            Ok::<_, Error>(bytes)
+        };
+        assert_eq!(read(parts(BYTES >> 20)).await.unwrap(), BYTES);
+        assert!(matches!(read(parts((BYTES >> 20) + 1)).await, Err(Error::HttpRequestBodySize(Some(_)))));
+    }
+}

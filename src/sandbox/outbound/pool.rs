@@ -171,3 +171,92 @@ impl Turn {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::future::join_all;
+    use hyper::client::conn::http1;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{DuplexStream, duplex};
+    use url::Host;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(20);
+
+    fn origin(number: usize) -> Origin {
+        Origin { tls: false, host: Host::Domain(number.to_string()), port: 80 }
+    }
+
+    fn address(last: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, last], 80))
+    }
+
+    async fn connection(last: u8) -> (Connection, DuplexStream) {
+        let (ours, theirs) = duplex(1024);
+        let (sender, driver) = http1::handshake(TokioIo::new(ours)).await.unwrap();
+        tokio::spawn(driver);
+        (Connection { sender, address: address(last) }, theirs)
+    }
+
+    #[tokio::test]
+    async fn an_origin_has_so_many_turns_and_no_more() {
+        let pool = Arc::new(Pool::default());
+        let turns = join_all((0..BUSY_PER_ORIGIN).map(|_| pool.turn(origin(0), SOON))).await;
+        let mut turns = turns.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
+        assert!(matches!(pool.turn(origin(0), SOON).await, Err(Error::ConnectionTimeout)));
+        assert!(pool.turn(origin(1), SOON).await.is_ok(), "another origin");
+        turns.pop();
+        assert!(pool.turn(origin(0), SOON).await.is_ok(), "the next one's turn");
+    }
+
+    #[tokio::test]
+    async fn an_app_has_so_many_turns_and_so_many_may_wait() {
+        let pool = Arc::new(Pool::default());
+        let patience = Duration::from_secs(60);
+        let _turns = join_all((0..BUSY).map(|number| pool.turn(origin(number), patience))).await;
+        let waiting: Vec<_> = (0..WAITING)
+            .map(|number| {
+                let pool = pool.clone();
+                tokio::spawn(async move { pool.turn(origin(number), patience).await.is_ok() })
+            })
+            .collect();
+        while pool.waiting.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(pool.turn(origin(0), patience).await, Err(Error::ConnectionLimitReached)));
+        waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_for_whom_it_is_allowed() {
+        let pool = Arc::new(Pool::default());
+        let (kept, _theirs) = connection(1).await;
+        pool.turn(origin(0), SOON).await.unwrap().give_back(kept);
+        let turn = pool.turn(origin(0), SOON).await.unwrap();
+        assert!(turn.take_idle(&[address(2)]).await.is_none());
+        assert!(pool.turn(origin(1), SOON).await.unwrap().take_idle(&[address(1)]).await.is_none());
+        let taken = turn.take_idle(&[address(2), address(1)]).await.unwrap();
+        assert_eq!((taken.address, pool.state().idle), (address(1), 0));
+    }
+
+    #[tokio::test]
+    async fn what_is_idle_is_bounded_in_number_and_time() {
+        let pool = Arc::new(Pool::default());
+        let mut theirs = Vec::new();
+        for number in 0..10 * IDLE_PER_ORIGIN {
+            let (kept, their) = connection(1).await;
+            theirs.push(their);
+            pool.turn(origin(number / (2 * IDLE_PER_ORIGIN)), SOON).await.unwrap().give_back(kept);
+        }
+        let per_origin: Vec<usize> = pool.state().origins.values().map(|at| at.idle.len()).collect();
+        assert_eq!(per_origin.iter().sum::<usize>(), IDLE);
+        assert!(per_origin.iter().all(|idle| *idle <= IDLE_PER_ORIGIN), "{per_origin:?}");
+        assert!(pool.state().sweep(), "none of them is old");
+        let long_ago = Instant::now().checked_sub(IDLE_TIME).unwrap();
+        pool.state().origins.values_mut().flat_map(|at| &mut at.idle).for_each(|(_, since)| *since = long_ago);
+        assert!(!pool.state().sweep());
+        let state = pool.state();
+        assert_eq!((state.idle, state.origins.len()), (0, 0));
+    }
+}

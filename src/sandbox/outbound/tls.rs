@@ -49,3 +49,21 @@ fn add_operators(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
     }
     if added == 0 { Err("it holds no certificate".to_owned()) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_authorities_is_told_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("authorities.pem");
+        for (content, problem) in [(None, "No such file"), (Some(""), "no certificate"), (Some("-----BEGIN CERTIFICATE-----\nAA\n"), "")] {
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
+            let error = client_config(Some(&path)).unwrap_err().to_string();
+            assert!(error.contains("authorities.pem: ") && error.contains(problem), "{error}");
+        }
+    }
+}

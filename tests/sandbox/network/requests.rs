@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use dewar_protocol::EgressRule;
+use dewar_protocol::{Bytes as Size, EgressRule};
 use dewar_sandbox::EgressPolicy;
 use futures::future::join_all;
 use libtest_mimic::Trial;
@@ -123,7 +123,9 @@ async fn idle() {
     let gate = Arc::new(Semaphore::new(0));
     let closed = gate.clone();
     let origin = Origin::plain(move |_, _, _| Reply::text("").behind(&closed)).await;
-    let app = driver(&loopback()).await;
+    let mut plan = Plan::of("tests/http-driver").await.quota(|quota| quota.memory = Size(512 << 20));
+    plan.egress = EgressPolicy::new(&loopback()).unwrap();
+    let app = plan.start().await;
     let fetch = format!("/fetch?url={}", origin.url("/"));
     let fetching = join_all((0..AT_ONCE).map(|_| app.ok(&fetch)));
     let opening = async {

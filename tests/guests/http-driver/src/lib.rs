@@ -96,6 +96,7 @@ fn answer(path: &str, query: &Query, request: Request) -> Answer {
         "/flood" => output::flood(query),
         "/partial" => output::partial(query),
         "/connect" => network::attempt(query, |_| network::connect(query.text("to")?)),
+        "/sockets" => network::sockets(query.number("count")?),
         "/bind" => network::bind(query.text("to")?),
         "/udp" => network::attempt(query, |_| network::udp(query.text("to")?)),
         "/resolve" => network::attempt(query, |number| network::resolve(&query.text("name")?.replace("{}", &number.to_string()))),

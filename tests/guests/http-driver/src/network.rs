@@ -1,5 +1,6 @@
 //! Ways out of the sandbox, each with the error code of the host as its answer.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
@@ -7,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use dewar_guest::types::Uri;
 use dewar_guest::wasip2::http::{outgoing_handler, types as http};
 use dewar_guest::wasip2::sockets::network::{IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, Ipv6SocketAddress};
+use dewar_guest::wasip2::sockets::tcp::TcpSocket;
 use dewar_guest::wasip2::sockets::{instance_network::instance_network, ip_name_lookup, tcp_create_socket, udp, udp_create_socket};
 use dewar_guest::{IntoResponse, Response};
 
@@ -53,6 +55,23 @@ pub(crate) fn connect(to: &str) -> Answer {
     let streams = socket.finish_connect().map_err(|code| refused(code.name(), "connect"))?;
     drop(streams);
     text("connected")
+}
+
+thread_local! {
+    static SOCKETS: RefCell<Vec<TcpSocket>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Makes sockets and keeps them.
+pub(crate) fn sockets(count: u64) -> Answer {
+    SOCKETS.with_borrow_mut(|kept| {
+        for made in 0..count {
+            match tcp_create_socket::create_tcp_socket(IpAddressFamily::Ipv4) {
+                Ok(socket) => kept.push(socket),
+                Err(code) => return text(&format!("{made}\n{}\n", code.name())),
+            }
+        }
+        text(&format!("{count}\n"))
+    })
 }
 
 pub(crate) fn bind(to: &str) -> Answer {
