@@ -20,8 +20,12 @@ const TABLE_ELEMENT: u64 = 8;
 /// What the host keeps for a store whatever its guest does: the engine's record of it, its table of handles, unfinished lines.
 pub(crate) const STORE_BYTES: u64 = 128 << 10;
 /// The most that a call into a guest takes of the host, a request and its answer included, in KiB: 512 of native stack, 64 of the
-/// request's head, 256 of the answer's, 320 of the answer's body before it is fetched, 256 on their way to the client.
-pub(crate) const CALL_BYTES: u64 = (512 + 64 + 256 + 320 + 256) << 10;
+/// request's head, 256 of the answer's, 320 of the answer's body before it is fetched, 256 on their way to the client, and
+/// [`HELD_BYTES`].
+pub(crate) const CALL_BYTES: u64 = ((512 + 64 + 256 + 320 + 256) << 10) + HELD_BYTES;
+/// What a call may have the host hold for handles without being charged again. Stores are made as long as there is memory, so an
+/// exchange with a server must not depend on what they have left.
+pub(crate) const HELD_BYTES: u64 = 512 << 10;
 /// Core instances, tables and memories of one store, far above what real components have.
 const INSTANCES: usize = 400;
 const TABLES: usize = 200;
@@ -175,8 +179,9 @@ impl StoreMemory {
         }
     }
 
-    /// Charges what the host keeps for the guest now, in place of what it kept before.
+    /// Charges what the host keeps for the guest now, in place of what it kept before. During a call [`HELD_BYTES`] are paid for.
     pub(crate) fn hold(&mut self, bytes: u64) -> Result<(), Refused> {
+        let bytes = if self.calling { bytes.saturating_sub(HELD_BYTES) } else { bytes };
         if bytes > self.held {
             let more = bytes - self.held;
             self.budget.take(more)?;
@@ -338,6 +343,11 @@ mod tests {
             assert_eq!(budget.used(), Bytes(STORE_BYTES));
         }
         store.begin_call().unwrap();
+        store.hold(HELD_BYTES + 10).unwrap();
+        assert_eq!(budget.used(), Bytes(STORE_BYTES + CALL_BYTES + 10), "the rest is in the price of the call");
+        store.end_call();
+        store.hold(20).unwrap();
+        assert_eq!(budget.used(), Bytes(STORE_BYTES + 20), "which is over");
         drop(store);
         assert_eq!(budget.used(), Bytes(0));
     }

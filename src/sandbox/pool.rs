@@ -163,6 +163,7 @@ impl Pool {
         worker.served += 1;
         // What was refused to this request is no excuse for the next.
         worker.store.data_mut().take_refused_memory();
+        worker.store.data_mut().memory().end_call();
         // A guest that has left more with the host than there is room for gets a fresh store.
         if worker.served < self.requests_per_store {
             if worker.store.data_mut().settle_held().is_ok() {

@@ -79,12 +79,12 @@ async fn tight_memory() {
 }
 
 async fn idle_gives_way() {
-    let app = Plan::of("tests/http-driver").await.quota(|quota| quota.memory = Size(24 << 20)).start().await;
+    let app = Plan::of("tests/http-driver").await.quota(|quota| quota.memory = Size(32 << 20)).start().await;
     let stores = join_all((0..8).map(|_| app.ok("/sleep?ms=300"))).await;
     assert_eq!(stores.len(), 8);
     let before = app.sandbox.usage().memory;
     assert!(before > Size(8 << 20), "eight stores: {before:?}");
-    assert_eq!(app.ok("/grow?bytes=17000000").await, "17000000");
+    assert_eq!(app.ok("/grow?bytes=22000000").await, "22000000");
 }
 
 async fn bodies() {

@@ -8,7 +8,7 @@ use crate::fixture::{Instance, Plan, eventually, guest, sandboxes, test};
 
 /// What a store is charged for besides its memories and tables, and during a call, as documented.
 const STORE: u64 = 128 << 10;
-const CALL: u64 = 1408 << 10;
+const CALL: u64 = 1920 << 10;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -65,7 +65,7 @@ async fn hoarding() {
 async fn too_small() {
     let plan = Plan::of("tests/http-driver").await.quota(|quota| quota.memory = Size(1 << 20));
     let Err((exit, _)) = plan.try_start().await else { panic!("there is no room for a call") };
-    assert_eq!(exit.description, "out of memory (used 0.1 MiB of 1 MiB, wanted 1.3 MiB more)");
+    assert_eq!(exit.description, "out of memory (used 0.1 MiB of 1 MiB, wanted 1.8 MiB more)");
 }
 
 async fn environment() {
