@@ -49,7 +49,8 @@ fn rule(protocol: &str, destination: &str, ports: Option<u16>) -> EgressRule {
 }
 
 async fn driver(rules: &[EgressRule]) -> Instance {
-    let mut plan = Plan::of("tests/http-driver").await;
+    // Room for as many requests at a time as any of these tests makes.
+    let mut plan = Plan::of("tests/http-driver").await.quota(|quota| quota.memory = dewar_protocol::Bytes(128 << 20));
     plan.egress = EgressPolicy::new(rules).unwrap();
     plan.start().await
 }
