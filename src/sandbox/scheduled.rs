@@ -17,6 +17,9 @@ use crate::cpu::CpuAccount;
 use crate::epoch::Slice;
 use crate::lanes::Job;
 
+#[cfg(test)]
+mod tests;
+
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A guest's work. Its CPU time is counted, and it runs in the lane that its instance may use.
