@@ -19,6 +19,7 @@ mod archive;
 mod base_dir;
 mod blocking;
 mod config;
+mod descriptors;
 mod digest;
 mod driver;
 mod effects;

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 pub(crate) use self::files::InstanceLogFiles;
+use self::files::LogWriter;
 use self::ring::Ring;
 
 mod files;
@@ -53,7 +54,7 @@ impl Logs {
     /// When the operating system has no thread left.
     pub(crate) fn start(bus: Bus, tasks: &TaskTracker) -> io::Result<Self> {
         let (queue, entries) = mpsc::channel(QUEUE);
-        let hub = Hub { bus, apps: HashMap::new(), leases: HashMap::new() };
+        let hub = Hub { bus, files: LogWriter::new(), apps: HashMap::new(), leases: HashMap::new() };
         let token = tasks.token();
         std::thread::Builder::new().name("app-logs".to_owned()).spawn(move || {
             hub.run(entries);
@@ -135,6 +136,7 @@ impl Output for Sink {
 
 struct Hub {
     bus: Bus,
+    files: LogWriter,
     apps: HashMap<AppId, Ring>,
     /// By application, then by reply subject: until when.
     leases: HashMap<AppId, HashMap<String, Instant>>,
@@ -146,7 +148,7 @@ impl Hub {
             match entry {
                 Entry::Line(line, files) => {
                     if let Some(files) = files {
-                        files.write(line.stream, &line.text);
+                        self.files.write(&files, line.stream, &line.text);
                     }
                     self.forward(&line);
                     self.keep(line);

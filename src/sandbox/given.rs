@@ -1,17 +1,19 @@
 //! What a guest is given at its start: arguments, environment and directories.
 //!
 //! All stores of an instance share it. A guest gets its copy when it asks, and most that answer requests never do; so a store
-//! costs nothing for it, and no directory is opened on the way of a request.
+//! costs nothing for it. The directories are opened when a guest first asks and stay open from then on: an instance that touches no
+//! file holds no descriptors for them, of which thousands of idle instances would need more than a process may have.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::OFlags;
-use wasmtime::Result;
+use tracing::warn;
 use wasmtime::component::{HasData, Resource, ResourceTable};
+use wasmtime::{Error, Result};
 use wasmtime_wasi::filesystem::{Descriptor, Dir};
 use wasmtime_wasi::p2::bindings::cli::environment as environment_0_2;
 use wasmtime_wasi::p2::bindings::filesystem::preopens;
@@ -30,14 +32,29 @@ pub(crate) struct Mount {
 pub(crate) struct Given {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    directories: Vec<(Dir, &'static str)>,
+    mounts: Vec<Mount>,
+    directories: OnceLock<Vec<(Dir, &'static str)>>,
 }
 
 impl Given {
-    /// Opens the directories, which stay open for as long as there are stores.
-    pub(crate) fn new(arguments: Vec<String>, environment: Vec<(String, String)>, mounts: &[Mount]) -> io::Result<Arc<Self>> {
-        let directories = mounts.iter().map(|mount| Ok((open(mount)?, mount.guest))).collect::<io::Result<_>>()?;
-        Ok(Arc::new(Self { arguments, environment, directories }))
+    pub(crate) fn new(arguments: Vec<String>, environment: Vec<(String, String)>, mounts: Vec<Mount>) -> Arc<Self> {
+        Arc::new(Self { arguments, environment, mounts, directories: OnceLock::new() })
+    }
+
+    fn directories(&self) -> Result<&[(Dir, &'static str)]> {
+        if let Some(directories) = self.directories.get() {
+            return Ok(directories);
+        }
+        let mut opened = Vec::with_capacity(self.mounts.len());
+        for mount in &self.mounts {
+            let directory = open(mount).map_err(|error| {
+                warn!(path = %mount.host.display(), %error, "cannot open a guest's directory");
+                // The host's path is not the guest's business.
+                Error::msg(format!("cannot open {}: {error}", mount.guest))
+            })?;
+            opened.push((directory, mount.guest));
+        }
+        Ok(self.directories.get_or_init(|| opened))
     }
 
     /// Bytes of arguments and environment, of which a guest may have a copy made.
@@ -100,8 +117,9 @@ impl environment_0_3::Host for Handover<'_> {
 
 impl preopens::Host for Handover<'_> {
     fn get_directories(&mut self) -> Result<Vec<(Resource<Descriptor>, String)>> {
-        let mut handles = Vec::with_capacity(self.given.directories.len());
-        for (directory, name) in &self.given.directories {
+        let directories = self.given.directories()?;
+        let mut handles = Vec::with_capacity(directories.len());
+        for (directory, name) in directories {
             handles.push((self.table.push(Descriptor::Dir(directory.clone()))?, (*name).to_owned()));
         }
         Ok(handles)

@@ -308,14 +308,12 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
     let meters = Meters { cpu, memory: MemoryBudget::new(spec.quota.memory), ledger, handles };
     let serve = (world == World::Command).then_some(spec.address);
     let network = InstanceNetwork::new(shared.networks.of_app(&spec.app), spec.egress);
-    let mounts = [
+    let mounts = vec![
         Mount { host: spec.app_dir, guest: "/app", perms: FsPerms::ReadWrite },
         Mount { host: spec.tmp_dir, guest: "/tmp", perms: FsPerms::ReadWrite },
     ];
-    let given = Given::new(spec.arguments, spec.environment, &mounts);
-    let given = given.map_err(|error| Exit::failed(format!("the instance's directories cannot be opened: {error}")))?;
     let blueprint = Blueprint {
-        given,
+        given: Given::new(spec.arguments, spec.environment, mounts),
         sockets: Sockets { serve, network: network.clone() },
         outbound: Outbound::new(network, log.clone()),
         log,

@@ -216,9 +216,8 @@ async fn run_step<T: Send + 'static>(
     let log = Log::new(run.output);
     ledger.tell(log.clone());
     let network = InstanceNetwork::new(linked.shared.networks.alone(), run.egress);
-    let given = Given::new(Vec::new(), run.environment, &mounts).map_err(|error| setup(&error))?;
     let blueprint = Blueprint {
-        given,
+        given: Given::new(Vec::new(), run.environment, mounts),
         sockets: Sockets { serve: None, network: network.clone() },
         outbound: Outbound::new(network, log.clone()),
         log: log.clone(),

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::AgentError;
 use crate::base_dir::{BaseDir, PidFile};
 use crate::config::AgentConfig;
+use crate::descriptors;
 use crate::droplet_store::DropletStore;
 use crate::effects::{Droplets, Effects};
 use crate::http::{self, Facts};
@@ -51,6 +52,7 @@ impl Host {
     /// # Errors
     /// See [`AgentError`]; nothing is left running.
     pub(super) async fn prepare(config: &AgentConfig) -> Result<Self, AgentError> {
+        descriptors::raise_limit(config.instance.ports.len());
         let base_dir = BaseDir::claim(&config.base_dir)?;
         let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
         let mut rng = StdRng::try_from_rng(&mut SysRng).map_err(AgentError::Random)?;

@@ -1,6 +1,5 @@
 //! From a droplet in the store to an instance whose code runs.
 
-use std::io;
 use std::net::SocketAddr;
 
 use dewar_core::{Exit, SandboxSpec, environment};
@@ -34,8 +33,6 @@ pub(super) enum StartError {
     Egress(#[from] InvalidEgressRule),
     #[error(transparent)]
     Port(#[from] PortError),
-    #[error("make the log files")]
-    Logs(#[source] io::Error),
     /// The app's own start-up code failed.
     #[error("run the start-up code: {}", .0.description)]
     Guest(dewar_sandbox::Exit),
@@ -53,8 +50,7 @@ impl StartError {
             | Self::BadCommand
             | Self::BadInstances
             | Self::Egress(_)
-            | Self::Port(_)
-            | Self::Logs(_) => Exit { status: -1, description: "failed to start".to_owned() },
+            | Self::Port(_) => Exit { status: -1, description: "failed to start".to_owned() },
         }
     }
 }
@@ -79,7 +75,7 @@ impl Instances {
             World::Command => PortUse::Keep,
         })?;
         let dir = means.paths.instance(&spec.instance_id);
-        let files = InstanceLogFiles::create(&dir.join("logs")).map_err(StartError::Logs)?;
+        let files = InstanceLogFiles { logs: dir.join("logs"), crashed_logs: means.paths.crash(&spec.instance_id).join("logs") };
         let started = means.sandboxes.start(InstanceSpec {
             program,
             world: Some(world),
