@@ -11,7 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dewar_protocol::LogStream;
 use futures::FutureExt;
@@ -37,6 +37,8 @@ use crate::{Exit, HttpLimits, Instances, serve, trap};
 
 /// So many failures in a row are a crash.
 const FAILURES: u32 = 3;
+/// Start-up code that takes no longer than this may run again for the first request.
+const CHEAP_START: Duration = Duration::from_millis(5);
 /// How often idle stores are looked at.
 const TRIM: Duration = Duration::from_secs(10);
 /// How long to wait when no connection can be accepted, which is for want of descriptors.
@@ -172,8 +174,15 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
     let listener = TcpListener::from_std(listener).map_err(unusable)?;
     let log = blueprint.log.clone();
     let pool = Pool::new(pre, blueprint, cpu.clone(), &limits);
+    let began = Instant::now();
     let first = pool.take().await.map_err(|cause| exit_of(&cause))?;
-    pool.keep(first);
+    if began.elapsed() > CHEAP_START {
+        pool.keep(first);
+    } else {
+        // Only a request leaves something behind in a store, so this one is as good as the one that the first request will make.
+        // An instance that is not asked takes a third of the memory that way.
+        drop(first);
+    }
     let app = Arc::new(App {
         pool,
         turns: Arc::new(Semaphore::new(limits.concurrent_requests)),

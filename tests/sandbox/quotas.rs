@@ -71,6 +71,8 @@ async fn too_small() {
 async fn environment() {
     let plain = Plan::of("tests/http-driver").await.start().await;
     let loaded = Plan::of("tests/http-driver").await.env("BULK", &"x".repeat(100_000)).start().await;
+    // One that was not asked yet has no store.
+    assert_eq!((plain.get("/").await.status, loaded.get("/").await.status), (200, 200));
     let more = loaded.sandbox.usage().memory.0 - plain.sandbox.usage().memory.0;
     // The guest may have a copy of its own.
     assert!((100_000..800_000).contains(&more), "{more}");
