@@ -17,6 +17,7 @@ use super::buildpacks::{Candidate, Origin, Selection};
 use super::droplet::pack_droplet;
 use super::failure::Failure;
 use super::info::{StagingInfo, read_procfile};
+use super::loaded::LoadedBuildpacks;
 use super::workspace::Workspace;
 use crate::blocking;
 
@@ -29,6 +30,7 @@ const FULL_BYTES: u64 = 64 << 10;
 /// Runs the buildpacks of one staging.
 pub(super) struct Build<'a> {
     pub(super) sandboxes: &'a Sandboxes,
+    pub(super) loaded: &'a LoadedBuildpacks,
     pub(super) workspace: Arc<Workspace>,
     pub(super) environment: Vec<(String, String)>,
     pub(super) egress: EgressPolicy,
@@ -95,10 +97,15 @@ impl Build<'_> {
         let mut step = self.step(self.remaining()?);
         step.droplet_dir = Some(self.workspace.droplet());
         let release = chosen.buildpack.release(step).await.map_err(Failure::of_release)?;
-        self.check_component(release.world).await?;
-        let info = self.info(chosen, release, command).await?;
-        let key = if let Origin::Admin(key) = &chosen.origin { Some(key.clone()) } else { None };
-        self.pack(info, key).await
+        let world = release.world;
+        let packed = async {
+            let info = self.info(chosen, release, command).await?;
+            let key = if let Origin::Admin(key) = &chosen.origin { Some(key.clone()) } else { None };
+            self.pack(info, key).await
+        };
+        // What is wrong with the component is told before what is wrong with the rest.
+        let (checked, packed) = futures::future::join(self.check_component(world), packed).await;
+        checked.and(packed)
     }
 
     /// A guest is not told why it cannot write. Where our own disk is full, it is not the buildpack that failed.
@@ -112,10 +119,13 @@ impl Build<'_> {
     }
 
     async fn load(&self, candidate: &Candidate) -> Result<Result<Buildpack, ProgramError>, Failure> {
+        if let Some(loaded) = self.loaded.get(&candidate.digest) {
+            return Ok(Ok(loaded));
+        }
         let held = candidate.clone();
         let wasm = blocking::run(move || held.wasm()).await.map_err(|source| Failure::Disk { what: "read a buildpack", source })?;
         let loaded = self.stop.run_until_cancelled(self.sandboxes.buildpack(&wasm)).await;
-        loaded.ok_or(Failure::Stopped)
+        Ok(loaded.ok_or(Failure::Stopped)?.inspect(|buildpack| self.loaded.keep(buildpack)))
     }
 
     /// What the buildpack calls the app. One that fails is not for it; the developer learns why.

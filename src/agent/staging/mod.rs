@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! setup:    the operator's buildpacks · the app's own · package and buildpack cache        (then the first reply)
-//! staging:  unpack → fingerprint → known? ─ yes ─────────────────────────────────────────────────┐
-//!                                     └ no → detect → compile → release → check → pack → store ──┴→ upload
+//! staging:  unpack → fingerprint → known? ─ yes ──────────────────────────────────────────────────┐
+//!                                     └ no → detect → compile → release → check, pack → store ──┴→ upload
 //! ```
 //!
 //! Each staging has a directory of its own and shares nothing with others but what is named by its content. It ends at once when
 //! it is stopped, and whatever its end, its directory is gone.
 
+mod ahead;
 mod build;
 mod buildpack_cache;
 mod buildpacks;
@@ -17,6 +18,7 @@ mod droplet;
 mod failure;
 mod fingerprint;
 mod info;
+mod loaded;
 mod size;
 mod task;
 mod upload;
@@ -37,6 +39,7 @@ use self::buildpack_cache::BuildpackCaches;
 use self::buildpacks::AdminBuildpacks;
 use self::cache::OutcomeCache;
 pub use self::info::{InvalidInfo, StagingInfo};
+use self::loaded::LoadedBuildpacks;
 use self::task::{Phase, Task};
 use self::workspace::Workspace;
 use crate::droplet_store::DropletStore;
@@ -83,6 +86,7 @@ struct Means {
     admin_buildpacks: AdminBuildpacks,
     buildpack_caches: BuildpackCaches,
     outcomes: OutcomeCache,
+    loaded: LoadedBuildpacks,
 }
 
 impl Stager {
@@ -96,7 +100,8 @@ impl Stager {
         let admin_buildpacks = AdminBuildpacks::open(config.base_dir.join("admin_buildpacks"))?;
         let buildpack_caches = BuildpackCaches::open(config.base_dir.join("buildpack_caches"))?;
         let outcomes = OutcomeCache::open(config.base_dir.join("staging_cache"))?;
-        let means = Means { config, staging_dir, sandboxes, droplets, transfers, admin_buildpacks, buildpack_caches, outcomes };
+        let loaded = LoadedBuildpacks::default();
+        let means = Means { config, staging_dir, sandboxes, droplets, transfers, admin_buildpacks, buildpack_caches, outcomes, loaded };
         Ok(Self(Arc::new(means)))
     }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Means;
+use super::ahead;
 use super::build::{Build, Built};
 use super::buildpack_cache::directory_name;
 use super::buildpacks::{self, InUse, Origin, Selection};
@@ -155,8 +156,10 @@ impl<'a> Task<'a> {
             self.means.outcomes.forget(&fingerprint);
         }
         let workspace = Arc::clone(&setup.workspace);
+        let _ahead = ahead::begin(&self.means.sandboxes, &workspace.app(), &package).await;
         let build = Build {
             sandboxes: &self.means.sandboxes,
+            loaded: &self.means.loaded,
             workspace: Arc::clone(&workspace),
             environment,
             egress: setup.egress.clone(),
