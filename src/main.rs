@@ -1,5 +1,6 @@
 //! The one binary: parse the command line, run one role or verb, exit with its code.
 
+mod allocator;
 mod args;
 mod dev;
 mod failure;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     if let Command::CompileComponent { .. } = cli.command {
         return dewar_sandbox::compile_child();
     }
+    allocator::give_memory_back();
     let format = cli.command.output_format();
     match run(cli) {
         Ok(code) => ExitCode::from(code),
