@@ -41,6 +41,7 @@ impl Blobstore {
 }
 
 fn serve(stream: TcpStream, blobs: &Mutex<BTreeMap<String, Vec<u8>>>) {
+    stream.set_nodelay(true).unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut head = Vec::new();
     loop {

@@ -25,6 +25,7 @@ pub(crate) struct Message {
 impl Nats {
     pub(crate) fn connect(server: SocketAddr) -> Self {
         let writer = eventually("a NATS server", || TcpStream::connect(server).ok());
+        writer.set_nodelay(true).unwrap();
         writer.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let reader = BufReader::new(writer.try_clone().unwrap());
         let mut client = Self { writer, reader, subscriptions: 0, waiting: VecDeque::new() };
@@ -67,6 +68,19 @@ impl Nats {
             assert!(Instant::now() < deadline, "no fitting message on {subject}");
             self.receive();
         }
+    }
+
+    /// Takes everything that is waiting, or comes first.
+    #[allow(dead_code, reason = "for the benches, which share this file")]
+    pub(crate) fn take(&mut self) -> Vec<Message> {
+        self.receive();
+        self.waiting.drain(..).collect()
+    }
+
+    /// Drops everything that is waiting.
+    #[allow(dead_code, reason = "for the benches, which share this file")]
+    pub(crate) fn forget(&mut self) {
+        self.waiting.clear();
     }
 
     /// How many messages on `subject` are waiting after listening for `span`.
