@@ -144,10 +144,10 @@ impl Agent {
         let (requests, asked) = mpsc::channel(REQUESTS);
         let (reports, reported) = mpsc::channel(REPORTS);
         let logs = Logs::start(bus.clone(), &tasks).map_err(AgentError::Thread)?;
-        let (outbox, sender) = Outbox::new(bus.clone(), greeting_inbox);
+        let (outbox, sender) = Outbox::new(bus.clone(), greeting_inbox, config.compat.split_heartbeats);
         let effects = host.effects(&config, &outbox, &logs, reports, &tasks, &listening);
-        let driver =
-            Driver { cell: Cell::new(host.cell_config(&config), host.rng), effects, requests: asked, reports: reported, bus_events, stop };
+        let cell = Cell::new(host.cell_config(&config), host.rng);
+        let driver = Driver { cell, effects, requests: asked, reports: reported, bus: bus.clone(), bus_events, stop };
         let status = StatusServer {
             listener: host.status_listener,
             facts: host.facts,

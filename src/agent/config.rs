@@ -184,6 +184,9 @@ pub struct CompatConfig {
     pub component: bool,
     /// Which `droplet.exited` messages there are.
     pub exited_reasons: ExitedReasons,
+    /// Heartbeats that are larger than the NATS server takes are sent in parts, for health managers that do not take an instance
+    /// for lost which a heartbeat does not tell of. HM9000 does. Without this no more instances are taken than one has room for.
+    pub split_heartbeats: bool,
 }
 
 /// One mistake in a configuration.

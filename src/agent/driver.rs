@@ -6,6 +6,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dewar_bus::Bus;
 use dewar_core::{BusEvent, Cell, Input, Mono, Now, Request, Signal, Wall};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -35,6 +36,7 @@ pub(crate) struct Driver {
     pub(crate) effects: Effects,
     pub(crate) requests: mpsc::Receiver<Asked>,
     pub(crate) reports: mpsc::Receiver<Input>,
+    pub(crate) bus: Bus,
     pub(crate) bus_events: mpsc::Receiver<dewar_bus::BusEvent>,
     /// Cancelled when the agent is to shut down.
     pub(crate) stop: CancellationToken,
@@ -49,19 +51,19 @@ impl Driver {
         let mut stopping = false;
         loop {
             let wake = self.cell.next_wake().and_then(|mono| clock.instant(mono));
-            let (input, mut asker) = tokio::select! {
+            let (inputs, mut asker) = tokio::select! {
                 biased;
                 () = self.stop.cancelled(), if !stopping => {
                     stopping = true;
-                    (Input::Signal(Signal::Shutdown), Asker::Nobody)
+                    (one(Input::Signal(Signal::Shutdown)), Asker::Nobody)
                 }
-                Some(event) = self.bus_events.recv() => (Input::Bus(bus_event(event)), Asker::Nobody),
-                () = at(wake) => (Input::Wake, Asker::Nobody),
-                Some(report) = self.reports.recv() => (report, Asker::Nobody),
-                _ = sampling.tick() => (Input::Usage(self.effects.instances.usage()), Asker::Nobody),
-                Some(Asked { request, asker }) = self.requests.recv() => (Input::Request(request, asker.token()), asker),
+                Some(event) = self.bus_events.recv() => (bus_inputs(event, &self.bus), Asker::Nobody),
+                () = at(wake) => (one(Input::Wake), Asker::Nobody),
+                Some(report) = self.reports.recv() => (one(report), Asker::Nobody),
+                _ = sampling.tick() => (one(Input::Usage(self.effects.instances.usage())), Asker::Nobody),
+                Some(Asked { request, asker }) = self.requests.recv() => (one(Input::Request(request, asker.token())), asker),
             };
-            for effect in self.cell.handle(clock.now(), input) {
+            for effect in inputs.into_iter().flatten().flat_map(|input| self.cell.handle(clock.now(), input)) {
                 if let Some(code) = self.effects.carry_out(effect, &mut asker) {
                     return code;
                 }
@@ -92,6 +94,10 @@ impl Clock {
     }
 }
 
+fn one(input: Input) -> [Option<Input>; 2] {
+    [Some(input), None]
+}
+
 /// Returns at that moment, or never.
 pub(crate) async fn at(moment: Option<Instant>) {
     match moment {
@@ -100,9 +106,11 @@ pub(crate) async fn at(moment: Option<Instant>) {
     }
 }
 
-fn bus_event(event: dewar_bus::BusEvent) -> BusEvent {
-    match event {
-        dewar_bus::BusEvent::Up => BusEvent::Up,
-        dewar_bus::BusEvent::Down => BusEvent::Down,
-    }
+/// What the cell learns of the bus, in this order.
+fn bus_inputs(event: dewar_bus::BusEvent, bus: &Bus) -> [Option<Input>; 2] {
+    let events = match event {
+        dewar_bus::BusEvent::Up => [bus.max_payload().map(BusEvent::Limit), Some(BusEvent::Up)],
+        dewar_bus::BusEvent::Down => [Some(BusEvent::Down), None],
+    };
+    events.map(|event| event.map(Input::Bus))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dewar_bus::{Bus, BusError};
 use dewar_core::{Answer, Publication};
-use dewar_protocol::subjects;
+use dewar_protocol::{Heartbeat, subjects};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -23,6 +23,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug, Clone)]
 pub(crate) struct Outbox {
     queue: mpsc::Sender<Outgoing>,
+    bus: Bus,
+    /// Whether heartbeats may be sent in parts.
+    split_heartbeats: bool,
     greeting_inbox: String,
     dropped: Arc<AtomicU64>,
 }
@@ -36,9 +39,9 @@ struct Outgoing {
 
 impl Outbox {
     /// An outbox, and the task that empties it. Routers answer greetings to `greeting_inbox`.
-    pub(crate) fn new(bus: Bus, greeting_inbox: String) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn new(bus: Bus, greeting_inbox: String, split_heartbeats: bool) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (queue, outgoing) = mpsc::channel(QUEUE);
-        (Self { queue, greeting_inbox, dropped: Arc::default() }, send_all(bus, outgoing))
+        (Self { queue, bus: bus.clone(), split_heartbeats, greeting_inbox, dropped: Arc::default() }, send_all(bus, outgoing))
     }
 
     /// Messages that were dropped because the outbox was full.
@@ -51,7 +54,7 @@ impl Outbox {
             Publication::Hello(hello) => self.put(subjects::DEA_START, hello),
             Publication::Advertise(advertise) => self.put(subjects::DEA_ADVERTISE, advertise),
             Publication::StagingAdvertise(advertise) => self.put(subjects::STAGING_ADVERTISE, advertise),
-            Publication::Heartbeat(heartbeat) => self.put(subjects::DEA_HEARTBEAT, heartbeat),
+            Publication::Heartbeat(heartbeat) => self.heartbeat(heartbeat),
             Publication::DropletExited(exited) => self.put(subjects::DROPLET_EXITED, exited),
             Publication::RouterRegister(route) => self.put(subjects::ROUTER_REGISTER, route),
             Publication::RouterUnregister(route) => self.put(subjects::ROUTER_UNREGISTER, route),
@@ -63,6 +66,25 @@ impl Outbox {
                 payload: Bytes::from_static(b"{}"),
             }),
         }
+    }
+
+    /// Whole, or in parts that the server takes. Where it must be whole the cell sees to it that it fits; if it does not, because
+    /// this server takes less than the one before, somebody has to know.
+    fn heartbeat(&self, heartbeat: &Heartbeat) {
+        let Some(payload) = json(subjects::DEA_HEARTBEAT, heartbeat) else { return };
+        let (bytes, instances) = (payload.len(), heartbeat.droplets.len());
+        let limit = self.bus.max_payload().unwrap_or(usize::MAX);
+        if bytes > limit && self.split_heartbeats && instances > 1 {
+            let (first, second) = heartbeat.droplets.split_at(instances / 2);
+            for part in [first, second] {
+                self.heartbeat(&Heartbeat { droplets: part.to_vec(), dea: heartbeat.dea.clone() });
+            }
+            return;
+        }
+        if bytes > limit {
+            error!(bytes, limit, instances, "heartbeat too large for the NATS server (max_payload), health managers will miss it");
+        }
+        self.send_on(subjects::DEA_HEARTBEAT, payload);
     }
 
     /// Answers on a reply subject. [`Answer::Varz`] is never asked for over the bus.
@@ -78,10 +100,13 @@ impl Outbox {
     }
 
     fn put<T: Serialize>(&self, subject: &str, message: &T) {
-        match serde_json::to_vec(message) {
-            Ok(payload) => self.send(Outgoing { subject: subject.to_owned(), reply_to: None, payload: payload.into() }),
-            Err(error) => error!(subject, %error, "message has no JSON form"),
+        if let Some(payload) = json(subject, message) {
+            self.send_on(subject, payload);
         }
+    }
+
+    fn send_on(&self, subject: &str, payload: Vec<u8>) {
+        self.send(Outgoing { subject: subject.to_owned(), reply_to: None, payload: payload.into() });
     }
 
     fn send(&self, outgoing: Outgoing) {
@@ -94,6 +119,10 @@ impl Outbox {
             Err(TrySendError::Closed(outgoing)) => debug!(subject = outgoing.subject, "message dropped, the agent ends"),
         }
     }
+}
+
+fn json<T: Serialize>(subject: &str, message: &T) -> Option<Vec<u8>> {
+    serde_json::to_vec(message).inspect_err(|error| error!(subject, %error, "message has no JSON form")).ok()
 }
 
 async fn send_all(bus: Bus, mut outgoing: mpsc::Receiver<Outgoing>) {

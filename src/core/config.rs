@@ -37,6 +37,9 @@ pub struct CellConfig {
     pub crash_lifetime: Duration,
     /// Which `droplet.exited` messages there are.
     pub exited_reasons: ExitedReasons,
+    /// Whether one heartbeat has to tell of all instances. Then no more are taken than it has room for in the largest message that
+    /// the NATS server takes. Otherwise the edge may send it in parts.
+    pub whole_heartbeats: bool,
     /// What the announcement as a component says.
     pub component: ComponentFacts,
     /// After this long a shutdown ends whatever still runs.
@@ -61,6 +64,7 @@ impl CellConfig {
             staging: StagingConfig::default(),
             crash_lifetime: Duration::from_secs(3600),
             exited_reasons: ExitedReasons::Classic,
+            whole_heartbeats: true,
             component,
             shutdown_limit: Duration::from_secs(30),
         }

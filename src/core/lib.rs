@@ -17,6 +17,7 @@ mod config;
 mod droplets;
 mod egress;
 mod filter;
+mod heartbeat_size;
 mod instance;
 mod lifecycle;
 mod reaper;

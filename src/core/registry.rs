@@ -9,6 +9,7 @@ use dewar_protocol::{AppCounts, AppId, InstanceId};
 
 pub(crate) use self::index::{AppIndex, Deadlines};
 use crate::filter::Filter;
+use crate::heartbeat_size;
 use crate::instance::Instance;
 use crate::resources::Reservation;
 use crate::{InstanceKey, Mono};
@@ -31,6 +32,8 @@ pub(crate) struct Totals {
     pub(crate) used_memory: u64,
     /// How many have something left to do.
     pub(crate) active: usize,
+    /// Bytes in a heartbeat, at most.
+    pub(crate) told: usize,
 }
 
 /// What one instance adds to the sums, and when it wants to be woken.
@@ -46,6 +49,7 @@ impl Share {
             reserved: instance.reservation(),
             used_memory: instance.usage().last().memory.0,
             active: usize::from(instance.is_active()),
+            told: heartbeat_size::of(instance),
         };
         Self { totals, deadline: instance.deadline() }
     }
@@ -56,6 +60,7 @@ impl Totals {
         self.reserved = self.reserved - before.reserved + after.reserved;
         self.used_memory = self.used_memory.saturating_sub(before.used_memory).saturating_add(after.used_memory);
         self.active = self.active - before.active + after.active;
+        self.told = self.told - before.told + after.told;
     }
 }
 
@@ -93,9 +98,12 @@ impl Registry {
     /// Gives an instance a new id; it is no longer found by the old one.
     pub(crate) fn rename(&mut self, key: InstanceKey, instance_id: InstanceId) {
         if let Some(instance) = self.instances.get_mut(&key) {
+            let before = Share::of(instance);
             let old = std::mem::replace(&mut instance.instance_id, instance_id.clone());
+            let after = Share::of(instance);
             self.by_id.remove(&old);
             self.by_id.insert(instance_id, key);
+            self.account(key, before, after);
         }
     }
 

@@ -152,6 +152,8 @@ pub enum BusEvent {
     Up,
     /// Lost; the edge reconnects by itself.
     Down,
+    /// The server that is about to be [`BusEvent::Up`] takes messages of so many bytes at most.
+    Limit(usize),
 }
 
 /// What the operator wants.

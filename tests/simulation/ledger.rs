@@ -53,7 +53,7 @@ impl Ledger {
     /// An input that is about to be taken.
     pub(crate) fn expect(&mut self, input: &Input) {
         match input {
-            Input::Bus(event) => {
+            Input::Bus(event @ (BusEvent::Up | BusEvent::Down)) => {
                 self.connected = *event == BusEvent::Up;
                 self.not_told.clear();
             }

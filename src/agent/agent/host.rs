@@ -108,6 +108,7 @@ impl Host {
             },
             crash_lifetime: config.crash_lifetime,
             exited_reasons: config.compat.exited_reasons,
+            whole_heartbeats: !config.compat.split_heartbeats,
             ..cell
         }
     }

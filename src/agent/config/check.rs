@@ -338,6 +338,7 @@ fn compat(reader: &mut Reader) -> CompatConfig {
         legacy_subjects: reader.flag("compat.legacy_subjects", true),
         component: reader.flag("compat.component", true),
         exited_reasons: reader.choice("compat.exited_reasons", &reasons, reasons[0]),
+        split_heartbeats: reader.flag("compat.split_heartbeats", false),
     }
 }
 

@@ -32,7 +32,8 @@ pub struct BrokerConfig {
     pub listen: SocketAddr,
     /// What clients must show. Default nothing.
     pub auth: BrokerAuth,
-    /// Largest payload with headers, in bytes. A larger one closes the connection. Default 1 MiB.
+    /// Largest payload with headers, in bytes. A larger one closes the connection. Default 8 MiB: nats-server's 1 MiB
+    /// has no room for a heartbeat that tells of more than some 4000 instances.
     pub max_payload: usize,
     /// Longest protocol line in bytes. A longer one closes the connection. Default 4096.
     pub max_control_line: usize,
@@ -76,7 +77,7 @@ impl Default for BrokerConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 4222)),
             auth: BrokerAuth::None,
-            max_payload: 1 << 20,
+            max_payload: 8 << 20,
             max_control_line: 4096,
             max_connections: 8192,
             max_subscriptions: 65_536,

@@ -61,7 +61,8 @@ impl TestBroker {
 
 /// The defaults, on a free port.
 pub(crate) fn any_port() -> BrokerConfig {
-    BrokerConfig { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), ..BrokerConfig::default() }
+    // The limit on messages is nats-server's, which is run beside it.
+    BrokerConfig { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), max_payload: 1 << 20, ..BrokerConfig::default() }
 }
 
 /// A real nats-server. Killed when dropped.

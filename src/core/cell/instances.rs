@@ -8,6 +8,7 @@ use super::Cell;
 use crate::config::ExitedReasons;
 use crate::droplets::Wish;
 use crate::filter::{EmptyList, Filter};
+use crate::heartbeat_size;
 use crate::instance::{Deed, Event, Instance, UriChange, is_routed};
 use crate::lifecycle::Phase;
 use crate::reaper::SUPERSEDED_LIFETIME;
@@ -28,6 +29,10 @@ impl Cell {
         let key = InstanceKey(self.next_key());
         let (id, private_id) = (InstanceId(self.fresh_id()), self.fresh_id() + &self.fresh_id());
         let mut instance = Instance::new(key, Arc::new(start), id, private_id, now.wall);
+        if let Some(why) = self.too_many_to_tell(&instance) {
+            out.push(Effect::Refused { request: "dea.<id>.start", why });
+            return;
+        }
         out.push(app_log(&instance, LogStream::Out, with_index_and_guid("Starting app instance", &instance)));
         // Judged before it is registered: what is refused must not even for a moment reserve what there is not.
         let deeds = instance.handle(now, verdict, &self.config);
@@ -44,6 +49,14 @@ impl Cell {
         } else {
             None
         }
+    }
+
+    /// Why an instance that is about to be registered cannot be taken: one that no heartbeat tells of is lost to everybody.
+    fn too_many_to_tell(&self, instance: &Instance) -> Option<String> {
+        let told = self.registry.totals().told + heartbeat_size::of(instance);
+        let limit = self.heartbeat_limit().filter(|limit| heartbeat_size::whole(told) > *limit)?;
+        let (app_id, others) = (&instance.start.app_id, self.registry.len());
+        Some(format!("app {app_id}: a heartbeat of it and {others} others is too large for the NATS server (max_payload {limit} bytes)"))
     }
 
     pub(super) fn stop_instances(&mut self, now: Now, stop: Stop, out: &mut Vec<Effect>) {

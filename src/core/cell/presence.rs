@@ -7,12 +7,13 @@
 use std::time::Duration;
 
 use dewar_protocol::{
-    Advertise, ComponentAnnounce, Heartbeat, Hello, PROTOCOL_VERSION, PlacementProperties, RouterStart, Shutdown, StagingAdvertise,
+    Advertise, ComponentAnnounce, Heartbeat, Hello, Mib, PROTOCOL_VERSION, PlacementProperties, RouterStart, Shutdown, StagingAdvertise,
 };
 
 use super::Cell;
 use super::pacing::{Heartbeats, Part, Sweeps};
 use crate::config::Intervals;
+use crate::heartbeat_size;
 use crate::instance::{Instance, is_heartbeated, is_routed};
 use crate::lifecycle::Phase;
 use crate::{BusEvent, CellConfig, Effect, InstanceKey, Mono, Now, Publication};
@@ -28,6 +29,8 @@ pub(super) struct Presence {
     /// As configured, or less if the last router that said anything wants less.
     router_register: Duration,
     heartbeats: Heartbeats,
+    /// Bytes of the largest message; as the last server said.
+    limit: Option<usize>,
     advertise_at: Option<Mono>,
     sweeps: Sweeps,
 }
@@ -47,6 +50,7 @@ impl Presence {
             intervals,
             router_register: intervals.router_register,
             heartbeats: Heartbeats::default(),
+            limit: None,
             advertise_at: None,
             sweeps: Sweeps::default(),
         }
@@ -82,6 +86,7 @@ impl Presence {
 impl Cell {
     pub(super) fn on_bus(&mut self, now: Now, event: BusEvent, out: &mut Vec<Effect>) {
         match (event, self.presence.link) {
+            (BusEvent::Limit(bytes), _) => self.presence.limit = Some(bytes),
             (BusEvent::Down, Link::New) => {}
             (BusEvent::Down, Link::Up | Link::Down) => {
                 self.presence.link = Link::Down;
@@ -202,13 +207,30 @@ impl Cell {
         }
     }
 
+    /// Bytes that a heartbeat may have, where there is such a bound.
+    pub(super) fn heartbeat_limit(&self) -> Option<usize> {
+        self.presence.limit.filter(|_| self.config.whole_heartbeats)
+    }
+
+    /// Whether not even the smallest app can be taken: a Cloud Controller shall not choose this agent.
+    fn is_full(&self) -> bool {
+        let has_room = |limit| heartbeat_size::has_room(self.registry.totals().told, limit);
+        self.registry.len() >= self.config.max_instances || !self.heartbeat_limit().is_none_or(has_room)
+    }
+
+    /// What is left for apps.
+    fn available_memory(&self) -> Mib {
+        let memory = self.remaining().memory();
+        if self.is_full() { memory.min(Mib(0)) } else { memory }
+    }
+
     pub(super) fn advertise(&self, out: &mut Vec<Effect>) {
         if self.presence.is_up() && self.phase == Phase::Serving {
             let remaining = self.remaining();
             out.push(Effect::Publish(Publication::Advertise(Advertise {
                 id: self.config.id.clone(),
                 stacks: self.config.stacks.clone(),
-                available_memory: remaining.memory(),
+                available_memory: self.available_memory(),
                 available_disk: remaining.disk(),
                 app_id_to_count: self.registry.app_counts(),
                 placement_properties: PlacementProperties { zone: self.config.zone.clone() },

@@ -46,6 +46,7 @@ fn assert_consistent(registry: &Registry) {
         totals.reserved = totals.reserved + instance.reservation();
         totals.used_memory += instance.usage().last().memory.0;
         totals.active += usize::from(instance.is_active());
+        totals.told += crate::heartbeat_size::of(instance);
         *counts.entry(instance.start.app_id.clone()).or_default() += 1;
         deadlines.extend(instance.deadline().map(|deadline| (deadline, instance.key)));
         assert_eq!(by_id(registry, instance.start.app_id.as_str(), instance.instance_id.as_str()), [instance.key]);

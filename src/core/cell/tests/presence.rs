@@ -221,3 +221,31 @@ fn many_routes_are_spread_over_the_interval_and_each_is_registered_once() {
         assert_eq!((seen.len(), seen.values().max()), (5000, Some(&1)), "from {sweep} on");
     }
 }
+
+#[test]
+fn no_more_instances_are_taken_than_a_heartbeat_can_tell_of() {
+    let mut scene = Scene::offline(config());
+    scene.take(Input::Bus(BusEvent::Limit(4096)));
+    scene.take(Input::Bus(BusEvent::Up));
+    let effects = run_many(&mut scene, 100);
+    let refused = effects.iter().filter(|effect| matches!(effect, Effect::Refused { .. })).count();
+    let taken = scene.cell.registry.len();
+    assert_eq!((taken + refused, taken > 10), (100, true), "{taken} taken");
+    let effects = scene.at(10).take(Input::Wake);
+    let longest = effects.iter().find_map(|effect| match effect {
+        Effect::Publish(Publication::Heartbeat(heartbeat)) => serde_json::to_vec(heartbeat).ok(),
+        _ => None,
+    });
+    let longest = longest.unwrap().len();
+    assert!((2048..=4096).contains(&longest), "{longest} bytes");
+    assert!(shown(&effects).contains("dea.advertise memory 0M "), "a full agent is not to be chosen: {}", shown(&effects));
+
+    // A server that takes more, and a health manager that takes parts, make room.
+    scene.take(Input::Bus(BusEvent::Limit(8192)));
+    run_many(&mut scene, 1);
+    assert_eq!(scene.cell.registry.len(), taken + 1);
+    let mut scene = Scene::offline(crate::CellConfig { whole_heartbeats: false, ..config() });
+    scene.take(Input::Bus(BusEvent::Limit(4096)));
+    run_many(&mut scene, 100);
+    assert_eq!(scene.cell.registry.len(), 100);
+}
