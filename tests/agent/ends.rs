@@ -125,6 +125,7 @@ pub(crate) async fn stopping_while_starting_leaves_nothing() {
         assert_eq!(world.find("sleeper").await.unwrap()["state"], "STARTING");
         world.publish("dea.stop", &json!({ "droplet": "sleeper" }));
         assert_eq!(next(&mut exited).await["reason"], "STOPPED");
+        eventually("its end", async || world.find("sleeper").await.is_none().then_some(())).await;
     }
     eventually("the end of all files", async || (world.names("instances").is_empty() && world.names("crashes").is_empty()).then_some(()))
         .await;

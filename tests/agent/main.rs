@@ -1,6 +1,7 @@
 //! Whole agents with everything real: an embedded broker over TCP, droplets over HTTP, wasm in sandboxes, files.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
+mod burst;
 mod bus;
 mod ends;
 mod host;
@@ -46,6 +47,7 @@ trials![
     bus::a_malformed_message_does_no_harm,
     bus::a_burst_of_starts_does_not_block_the_agent,
     bus::after_an_outage_everything_is_announced_again,
+    burst::all_that_shall_run_run_and_all_that_shall_end_end,
     bus::an_agent_waits_for_its_server,
     bus::an_agent_ends_without_its_server,
     bus::routers_that_answer_the_greeting_get_all_routes,
