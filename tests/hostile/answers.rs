@@ -35,7 +35,7 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .dies("app instance exited"),
         driver("answers::a_trap_midway", "a body that a trap ended is cut, not completed").asks("/cut?bytes=1000", "none").serves_on(),
         driver("answers::less_than_announced", "the connection ends, and nothing can be taken for the rest")
-            .wires("GET /short?bytes=10 HTTP/1.1\r\nhost: a\r\n\r\nGET /echo HTTP/1.1\r\nhost: a\r\n\r\n", "HTTP/1.1 200 OK\r\n…xxxxxxxxxx")
+            .does(nothing_after_less)
             .serves_on(),
         driver("answers::more_than_announced", "what was announced counts: the rest is not sent")
             .wires(get("/header?name=content-length&value=1"), "HTTP/1.1 500|HTTP/1.1 200")
@@ -101,6 +101,12 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .does(no_body_after_204)
             .serves_on(),
     ]
+}
+
+async fn nothing_after_less(app: std::sync::Arc<crate::fixture::Instance>) {
+    let requests = b"GET /short?bytes=10 HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let answer = crate::attack::wire(&app, requests).await;
+    assert!(answer.matches("HTTP/1.1").count() <= 1 && !answer.contains("http-driver"), "{answer}");
 }
 
 async fn no_trailers(app: std::sync::Arc<crate::fixture::Instance>) {

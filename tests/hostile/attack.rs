@@ -49,9 +49,12 @@ impl Attack {
 }
 
 /// Whether a text is what a pattern says: one of its alternatives, parted by `|`, each of them the text's beginning, maybe followed
-/// by `…` and what must come somewhere after it.
+/// by `…` and what must come somewhere after it. An empty alternative is an empty text.
 pub(crate) fn fits(pattern: &str, text: &str) -> bool {
     pattern.split('|').any(|alternative| {
+        if alternative.is_empty() {
+            return text.is_empty();
+        }
         let (start, rest) = alternative.split_once('…').unwrap_or((alternative, ""));
         text.strip_prefix(start).is_some_and(|after| after.contains(rest))
     })

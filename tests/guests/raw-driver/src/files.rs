@@ -65,9 +65,9 @@ fn deep(root: &Descriptor, name: &str, limit: u64) -> String {
     let mut directory = None::<Descriptor>;
     for depth in 0..limit {
         let parent = directory.as_ref().unwrap_or(root);
-        let child = parent
-            .create_directory_at(name)
-            .and_then(|()| parent.open_at(PathFlags::empty(), name, OpenFlags::DIRECTORY, DescriptorFlags::READ | DescriptorFlags::MUTATE_DIRECTORY));
+        let child = parent.create_directory_at(name).and_then(|()| {
+            parent.open_at(PathFlags::empty(), name, OpenFlags::DIRECTORY, DescriptorFlags::READ | DescriptorFlags::MUTATE_DIRECTORY)
+        });
         match child {
             Ok(child) => directory = Some(child),
             Err(error) => return format!("{depth} {}", error.name()),
