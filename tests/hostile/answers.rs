@@ -18,7 +18,7 @@ pub(crate) fn attacks() -> Vec<Attack> {
         built("answers::none", "who returns without an answer has failed, 500", "tests/no-answer")
             .asks("/", "500")
             .asks("/", "500")
-            .is_killed(),
+            .until_killed(),
         raw("answers::a_body_that_is_never_finished", "a body that was not finished is cut, and the client sees that")
             .asks("/answer/unfinished", "none")
             .serves_on(),

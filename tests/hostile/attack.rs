@@ -70,10 +70,13 @@ pub(crate) struct AppAttack {
     name: &'static str,
     held_by: &'static str,
     guest: Guest,
-    changes: Vec<Box<dyn FnOnce(&mut Plan) + Send>>,
+    changes: Vec<Change>,
     steps: Vec<Step>,
     judged_by: Option<fn(&mut Quota)>,
 }
+
+/// Makes an instance other than usual.
+type Change = Box<dyn FnOnce(&mut Plan) + Send>;
 
 enum Guest {
     /// One that `guest-sdk/build.sh` builds.
@@ -206,7 +209,7 @@ impl AppAttack {
     }
 
     /// It never ends by itself, and can be killed.
-    pub(crate) fn is_killed(self) -> Attack {
+    pub(crate) fn until_killed(self) -> Attack {
         self.until(End::IsKilled)
     }
 
@@ -259,11 +262,11 @@ impl AppAttack {
     }
 }
 
-async fn plan(guest: Guest, changes: Vec<Box<dyn FnOnce(&mut Plan) + Send>>) -> Plan {
+async fn plan(guest: Guest, changes: Vec<Change>) -> Plan {
     try_plan(guest, changes).await.unwrap()
 }
 
-async fn try_plan(guest: Guest, changes: Vec<Box<dyn FnOnce(&mut Plan) + Send>>) -> Result<Plan, ProgramError> {
+async fn try_plan(guest: Guest, changes: Vec<Change>) -> Result<Plan, ProgramError> {
     let mut plan = match guest {
         Guest::Built(name) => Plan::of(name).await,
         Guest::Made(component) => {

@@ -275,7 +275,7 @@ fn reset(stream: TcpStream) {
 }
 
 async fn gone_from_the_queue(app: Arc<Instance>) {
-    let _first = tokio_util::task::AbortOnDropHandle::new(tokio::spawn({
+    let first = tokio_util::task::AbortOnDropHandle::new(tokio::spawn({
         let app = app.clone();
         async move { app.try_send("GET", "/never", bytes::Bytes::new()).await.map(drop) }
     }));
@@ -286,6 +286,8 @@ async fn gone_from_the_queue(app: Arc<Instance>) {
             .await
             .unwrap_or_else(|_| panic!("round {round}: the queue stays full"));
     }
+    drop(first);
+    turn_is_free(&app).await;
 }
 
 /// Whether the queue has room for four, who go away again.

@@ -11,7 +11,7 @@ use crate::fixture::{config, guest};
 use crate::text;
 
 /// Largest component.
-const COMPONENT: u64 = 8 << 20;
+const COMPONENT: usize = 8 << 20;
 
 /// The same engine as all others, with little for the compiler, so that bombs go off soon. Native code is not worth keeping.
 pub(crate) fn sandboxes() -> &'static Sandboxes {
@@ -21,7 +21,7 @@ pub(crate) fn sandboxes() -> &'static Sandboxes {
             memory: Bytes(768 << 20),
             cpu: Duration::from_secs(5),
             wall: Duration::from_secs(25),
-            component: Bytes(COMPONENT),
+            component: Bytes(COMPONENT as u64),
             ..CompileLimits::default()
         };
         let state_dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("hostile");
@@ -67,7 +67,7 @@ pub(crate) fn attacks() -> Vec<Attack> {
         refused(
             "components::larger_than_allowed",
             "a size is looked at before a byte is read",
-            || vec![0; (COMPONENT + 1) as usize],
+            || vec![0; COMPONENT + 1],
             "accept a component of ",
         ),
         refused("components::garbage", "what is no component is said to be none", || b"this is no wasm".repeat(1000), INVALID),

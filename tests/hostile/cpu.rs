@@ -32,8 +32,8 @@ pub(crate) fn attacks() -> Vec<Attack> {
             .does_not_start("start-up code still waits"),
         built("cpu::trap_at_start", "a trap is an end with a backtrace", "tests/http-trap-at-start")
             .does_not_start("wasm trap: wasm `unreachable` instruction executed"),
-        command("cpu::spin_in_a_command", "epochs: it yields to others, and can be killed", &["spin"]).is_killed(),
-        command("cpu::sleep_in_a_command", "waiting is dropped when it is killed", &["sleep:3600000"]).is_killed(),
+        command("cpu::spin_in_a_command", "epochs: it yields to others, and can be killed", &["spin"]).until_killed(),
+        command("cpu::sleep_in_a_command", "waiting is dropped when it is killed", &["sleep:3600000"]).until_killed(),
         made("cpu::bulk_memory_operations", "the longest of them are as long as memory, and epochs stand between them", || {
             text::command(
                 r#"(memory 900)
@@ -45,7 +45,7 @@ pub(crate) fn attacks() -> Vec<Attack> {
                      (i32.const 0))"#,
             )
         })
-        .is_killed(),
+        .until_killed(),
         made("cpu::calls_through_tables_for_ever", "epochs at the start of every function", || {
             text::command(
                 r#"(type $next (func))
@@ -59,7 +59,7 @@ pub(crate) fn attacks() -> Vec<Attack> {
                      (i32.const 0))"#,
             )
         })
-        .is_killed(),
+        .until_killed(),
         driver("cpu::recursion_without_end", "the limit of the wasm stack: a trap, 500").asks("/overflow", "500").serves_on(),
         raw("cpu::recursion_through_host_calls", "the same limit, the host's own stack being another").asks("/descend", "500").serves_on(),
         driver("cpu::never_answer", "the deadline of the answer, also for waiting")

@@ -53,7 +53,10 @@ fn main() -> ExitCode {
     let attacks = corpus();
     let table = readme::table(&attacks);
     let mut trials: Vec<Trial> = attacks.into_iter().map(Attack::into_trial).collect();
-    trials.push(Trial::test("readme::lists_every_attack", move || Ok(readme::check(&table))));
+    trials.push(Trial::test("readme::lists_every_attack", move || {
+        readme::check(&table);
+        Ok(())
+    }));
     trials.extend(harness::trials());
     if arguments.list {
         return libtest_mimic::run(&arguments, trials).exit_code();
