@@ -54,8 +54,12 @@ async fn neighbour() -> Instance {
     neighbour
 }
 
+/// Held by tests of this file that keep the cores busy: what one calls quiet must not be another's attack.
+static CORES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A neighbour's 99th percentile beside somebody who computes must stay within three times what it is without.
 async fn unharmed<A, F: Future<Output = A>>(what: String, neighbour: &Instance, mut attack: impl FnMut() -> F) {
+    let _cores = CORES.lock().await;
     let mut figures = Vec::new();
     for _ in 0..ROUNDS {
         let quiet = p99(neighbour).await;
@@ -133,6 +137,7 @@ async fn beside_short() {
 }
 
 async fn shares() {
+    let _cores = CORES.lock().await;
     let start = async |shares| Plan::of("tests/http-driver").await.quota(|quota| quota.cpu = CpuQuota { shares, cap: None }).start().await;
     let (small, large) = (start(10).await, start(30).await);
     let handles = (spin(&small, 8, "/spin"), spin(&large, 8, "/spin"));
@@ -148,6 +153,7 @@ async fn shares() {
 }
 
 async fn cap() {
+    let _cores = CORES.lock().await;
     let capped = |quota: &mut Quota| quota.cpu.cap = Some(20);
     let app = Plan::of("tests/http-driver").await.quota(capped).start().await;
     let handles = spin(&app, 6, "/spin");
@@ -161,6 +167,7 @@ async fn cap() {
 }
 
 async fn capped_answers() {
+    let _cores = CORES.lock().await;
     let capped = |quota: &mut Quota| quota.cpu.cap = Some(10);
     let app = Plan::of("tests/http-driver").await.quota(capped).start().await;
     let start = Instant::now();
@@ -172,6 +179,7 @@ async fn capped_answers() {
 }
 
 async fn cancelled() {
+    let _cores = CORES.lock().await;
     let one = |limits: &mut dewar_sandbox::HttpLimits| (limits.concurrent_requests, limits.queued_requests) = (1, 1);
     let app = Plan::of("tests/http-driver").await.http(one).start().await;
     for _ in 0..5 {
@@ -189,6 +197,7 @@ async fn cancelled() {
 }
 
 async fn gone() {
+    let _cores = CORES.lock().await;
     for requests in [1, 20] {
         let (app, handles) = spinner(requests).await;
         app.sandbox.kill();
@@ -202,6 +211,7 @@ async fn gone() {
 }
 
 async fn counted() {
+    let _cores = CORES.lock().await;
     let app = Plan::of("tests/http-driver").await.start().await;
     for _ in 0..20 {
         app.ok("/").await;
