@@ -53,13 +53,10 @@ async fn hoarding() {
     let usage = app.sandbox.usage();
     assert!(usage.memory == Size(0) && usage.memory_peak <= quota, "{usage:?}");
     // With room for it the same guest just computes until its time is up.
-    let roomy = Plan::of("tests/http-hoard-fields")
-        .await
-        .http(|limits| limits.response_timeout = std::time::Duration::from_millis(500))
-        .start()
-        .await;
+    let roomy =
+        Plan::of("tests/http-hoard-fields").await.http(|limits| limits.response_timeout = std::time::Duration::from_secs(2)).start().await;
     assert_eq!(roomy.get("/").await.status, 504);
-    assert!(roomy.sandbox.usage().memory_peak > Size(180 * 60_000), "{:?}", roomy.sandbox.usage());
+    assert!(roomy.sandbox.usage().memory_peak > quota, "{:?}", roomy.sandbox.usage());
 }
 
 async fn too_small() {
