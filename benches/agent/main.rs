@@ -22,7 +22,9 @@ mod starts;
 
 use rig::Rig;
 
-const PARTS: [(&str, fn(&mut Rig)); 4] =
+type Measure = fn(&mut Rig);
+
+const PARTS: [(&str, Measure); 4] =
     [("staging", staging::measure), ("starts", starts::one_by_one), ("burst", starts::burst), ("density", density::measure)];
 
 fn main() {
