@@ -14,8 +14,9 @@ use serde_json::{Map, Value, json};
 
 use crate::decode;
 
-/// Up to here every whole number is a floating-point number as well, and reading what was written gives the same.
-const EXACT: i64 = 1 << 53;
+/// Up to here a whole number that is written as a floating-point number, with its `.0`, is read as the same: all its digits together
+/// are less than 2⁵³.
+const EXACT: i64 = 1 << 49;
 
 /// Any JSON of little depth. Fractions are binary ones for the same reason.
 fn any_json() -> impl Strategy<Value = Value> {
