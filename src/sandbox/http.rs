@@ -173,7 +173,7 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
     listener.set_nonblocking(true).map_err(unusable)?;
     let listener = TcpListener::from_std(listener).map_err(unusable)?;
     let log = blueprint.log.clone();
-    let pool = Pool::new(pre, blueprint, cpu.clone(), &limits);
+    let pool = Pool::new(pre, blueprint, cpu.clone(), &limits, shared.crowd.clone());
     let began = Instant::now();
     let first = pool.take().await.map_err(|cause| exit_of(&cause))?;
     if began.elapsed() > CHEAP_START {

@@ -11,6 +11,7 @@ mod artifacts;
 mod command;
 mod compile;
 mod cpu;
+mod crowd;
 mod egress;
 mod engine;
 mod epoch;

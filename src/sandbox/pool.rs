@@ -1,7 +1,7 @@
 //! The stores of an http instance, made when needed and used again.
 //!
 //! All of them live within the instance's memory budget. A store that lies idle is dropped when another needs its memory, or
-//! when it has not been used for [`IDLE`]; the last one stays.
+//! when it has not been used for [`IDLE`]; the last one stays, unless another instance finds no place for one ([`Crowd`]).
 //!
 //! Where each request is to have a store of its own ([`Instances::Fresh`]), up to [`PREPARED`] are made ahead, and those that have
 //! answered are dropped, off the way of requests.
@@ -9,7 +9,7 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -21,6 +21,7 @@ use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
 
 use crate::answer::{Answering, Watched};
 use crate::cpu::CpuAccount;
+use crate::crowd::{Crowd, Idle};
 use crate::guest::{Blueprint, Guest, TRAP_GRACE};
 use crate::limits::{Reclaim, Refused};
 use crate::{HttpLimits, Instances, engine};
@@ -49,6 +50,8 @@ pub(crate) struct Pool {
     taken: Notify,
     /// Somebody gave a store back, or dropped one.
     released: Arc<Notify>,
+    /// With whom the engine's places are shared.
+    crowd: Arc<Crowd>,
 }
 
 /// Why there is no store.
@@ -60,7 +63,13 @@ pub(crate) enum NoStore {
 }
 
 impl Pool {
-    pub(crate) fn new(pre: Arc<ProxyPre<Guest>>, blueprint: Blueprint, cpu: Arc<CpuAccount>, limits: &HttpLimits) -> Arc<Self> {
+    pub(crate) fn new(
+        pre: Arc<ProxyPre<Guest>>,
+        blueprint: Blueprint,
+        cpu: Arc<CpuAccount>,
+        limits: &HttpLimits,
+        crowd: Arc<Crowd>,
+    ) -> Arc<Self> {
         let pool = Arc::new(Self {
             pre,
             blueprint,
@@ -74,9 +83,12 @@ impl Pool {
             live: Arc::default(),
             idle: Mutex::new(Vec::new()),
             released: Arc::default(),
+            crowd,
         });
-        let idle: std::sync::Weak<dyn Reclaim> = Arc::downgrade(&(pool.clone() as Arc<dyn Reclaim>));
+        let idle: Weak<dyn Reclaim> = Arc::downgrade(&(pool.clone() as Arc<dyn Reclaim>));
         pool.blueprint.memory.reclaim_from(idle);
+        let idle: Weak<dyn Idle> = Arc::downgrade(&(pool.clone() as Arc<dyn Idle>));
+        pool.crowd.join(idle);
         pool
     }
 
@@ -101,6 +113,7 @@ impl Pool {
                 return Ok(worker);
             }
             match self.make().await {
+                Err(NoStore::Failed(error, None)) if error.is::<PoolConcurrencyLimitError>() && self.crowd.make_room(self.engine()) => {}
                 Err(NoStore::Failed(error, refused)) if refused.is_some() || error.is::<PoolConcurrencyLimitError>() => {
                     if self.live.load(Ordering::Relaxed) == 0 {
                         return Err(NoStore::Failed(error, refused));
@@ -246,6 +259,20 @@ impl Reclaim for Pool {
         let oldest = if idle.is_empty() { None } else { Some(idle.remove(0)) };
         drop(idle);
         oldest.is_some()
+    }
+}
+
+impl Idle for Pool {
+    fn is_in(&self, engine: &Engine) -> bool {
+        Engine::same(self.engine(), engine)
+    }
+
+    fn idle_since(&self) -> Option<Instant> {
+        self.idle().first().map(|worker| worker.idle_since)
+    }
+
+    fn give_way(&self) -> bool {
+        self.reclaim()
     }
 }
 

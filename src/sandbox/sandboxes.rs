@@ -14,6 +14,7 @@ use wasmtime::component::{Component, Linker};
 
 use crate::artifacts::{ABI_DIGITS, Artifacts};
 use crate::compile::{CompileLimits, Compilers};
+use crate::crowd::Crowd;
 use crate::engine::{self, Allocation, Calls, hex};
 use crate::epoch::Ticker;
 use crate::guest::{self, Guest};
@@ -73,6 +74,7 @@ pub(crate) struct Shared {
     /// By digest: everybody who asks for the same component at the same time waits for the same cell.
     loading: Mutex<HashMap<[u8; 32], Weak<Loaded>>>,
     pub(crate) networks: Networks,
+    pub(crate) crowd: Arc<Crowd>,
     _ticker: Ticker,
     pub(crate) threads: GuestThreads,
 }
@@ -128,6 +130,7 @@ impl Sandboxes {
             compilers: Compilers::new(config.compiler, config.compile_limits),
             loading: Mutex::new(HashMap::new()),
             networks,
+            crowd: Arc::default(),
             _ticker: ticker,
             threads,
         })))
