@@ -11,6 +11,9 @@ use crate::nats::Nats;
 /// Below the ports that the kernel gives to outgoing connections, and more than the default.
 const PORTS: &str = "{first: 10000, last: 32000}";
 
+/// Bytes: a heartbeat of 10,000 instances is larger than the default of NATS servers.
+const MAX_PAYLOAD: &str = "8388608";
+
 pub(crate) struct Rig {
     pub(crate) nats: Nats,
     pub(crate) agent: Process,
@@ -25,7 +28,7 @@ impl Rig {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
-        let broker = Process::dewar(&["broker", "--listen", &format!("127.0.0.1:{port}")]);
+        let broker = Process::dewar(&["broker", "--listen", &format!("127.0.0.1:{port}"), "--max-payload", MAX_PAYLOAD]);
         let config = dir.path().join("agent.yml");
         let base = dir.path().join("base").display().to_string();
         let yml = format!(
