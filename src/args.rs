@@ -160,7 +160,7 @@ pub(crate) struct BrokerArgs {
     /// Token that clients must show.
     #[arg(long, env = "DEWAR_BROKER_TOKEN", hide_env_values = true, conflicts_with = "user", value_parser = secret)]
     pub(crate) token: Option<Secret<String>>,
-    /// Largest message in bytes, up to 32 MiB. Heartbeats of an agent with many instances are large: about 100 bytes for each.
+    /// Largest message in bytes, up to 32 MiB. Heartbeats of an agent with many instances are large: about 250 bytes for each.
     #[arg(long, value_name = "BYTES", default_value = "1048576", value_parser = RangedU64ValueParser::<usize>::new().range(1..=32 << 20))]
     pub(crate) max_payload: usize,
     /// How log lines look.

@@ -13,6 +13,9 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tracing::{debug, error, warn};
 
+#[cfg(test)]
+mod tests;
+
 /// Messages under way to the bus: enough for one of each instance of a full agent, several times. One more is dropped and counted.
 const QUEUE: usize = 64 << 10;
 

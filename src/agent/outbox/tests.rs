@@ -1,0 +1,71 @@
+use std::net::SocketAddr;
+
+use dewar_bus::broker::{Broker, BrokerConfig};
+use dewar_bus::{BusConfig, Subscription};
+use dewar_protocol::{HeartbeatEntry, InstanceState, UnixSeconds};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_PAYLOAD: usize = 4096;
+
+fn heartbeat(instances: u32) -> Heartbeat {
+    let entry = |index| HeartbeatEntry {
+        cc_partition: "default".to_owned(),
+        app_id: "app".into(),
+        version: "v1".to_owned(),
+        instance_id: "instance".into(),
+        index,
+        state: InstanceState::Running,
+        state_timestamp: UnixSeconds(1_400_000_000.0),
+    };
+    Heartbeat { droplets: (0..instances).map(entry).collect(), dea: "0-a".into() }
+}
+
+/// An outbox on a bus whose server takes little at a time, and who listens to heartbeats there.
+async fn outbox(split_heartbeats: bool) -> (Outbox, Subscription, CancellationToken) {
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let broker = Broker::bind(BrokerConfig { listen, max_payload: MAX_PAYLOAD, ..BrokerConfig::default() }).await.unwrap();
+    let (address, stop) = (broker.local_addr(), CancellationToken::new());
+    tokio::spawn(broker.run(stop.clone()));
+    let config = BusConfig { servers: vec![format!("nats://{address}")], ..BusConfig::default() };
+    let (bus, _) = Bus::connect(config).await.unwrap();
+    bus.wait_up(PATIENCE).await.unwrap();
+    let heard = bus.subscribe(subjects::DEA_HEARTBEAT).await.unwrap();
+    bus.flush(PATIENCE).await.unwrap();
+    let (outbox, sender) = Outbox::new(bus, "inbox".to_owned(), split_heartbeats);
+    tokio::spawn(sender);
+    (outbox, heard, stop)
+}
+
+async fn next(heard: &mut Subscription) -> Vec<u32> {
+    let message = timeout(PATIENCE, heard.next()).await.expect("no heartbeat").unwrap();
+    assert!(message.payload.len() <= MAX_PAYLOAD);
+    let heartbeat: Heartbeat = serde_json::from_slice(&message.payload).unwrap();
+    heartbeat.droplets.iter().map(|entry| entry.index).collect()
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_is_too_large_goes_in_parts_where_it_may() {
+    let (outbox, mut heard, stop) = outbox(true).await;
+    outbox.publish(&Publication::Heartbeat(heartbeat(100)));
+    let (mut told, mut parts) = (Vec::new(), 0);
+    while told.len() < 100 {
+        told.extend(next(&mut heard).await);
+        parts += 1;
+    }
+    assert_eq!(told, (0..100).collect::<Vec<_>>());
+    assert!(parts > 1);
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn elsewhere_it_goes_whole_or_not_at_all() {
+    let (outbox, mut heard, stop) = outbox(false).await;
+    outbox.publish(&Publication::Heartbeat(heartbeat(100)));
+    outbox.publish(&Publication::Heartbeat(heartbeat(3)));
+    assert_eq!(next(&mut heard).await, [0, 1, 2]);
+    stop.cancel();
+}
