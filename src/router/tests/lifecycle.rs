@@ -48,7 +48,8 @@ async fn requests_in_flight_finish_and_nothing_new_begins() {
     assert!(!stage.task.is_finished());
     release.add_permits(1);
     let answer = busy.closed().await;
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close") && answer.ends_with("finished"), "{answer}");
+    // Whether its head announces the close depends on who was first, the answer or the word to this connection's thread.
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("finished"), "{answer}");
     in_time("the router's end", stage.task).await.unwrap().unwrap();
 }
 
