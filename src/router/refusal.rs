@@ -1,7 +1,7 @@
 //! Answers that the router gives by itself.
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Response, StatusCode};
 
 use crate::body::ResponseBody;
@@ -77,10 +77,24 @@ impl Refusal {
         }
     }
 
+    /// Whether it is doubtful where the request ends: then nothing after it is taken for another one.
+    fn closes(&self) -> bool {
+        match self {
+            Self::BadRequest(_) | Self::EmptyHost | Self::RequestTimeout | Self::UnsupportedEncoding => true,
+            Self::InvalidAppInstance
+            | Self::UnknownRoute { .. }
+            | Self::UnknownInstance { .. }
+            | Self::NoEndpoints { .. }
+            | Self::Overloaded { .. }
+            | Self::EndpointFailure
+            | Self::EndpointTimeout => false,
+        }
+    }
+
     /// The answer itself.
     pub(crate) fn into_response(self, mut exchange: Exchange, request_id: HeaderValue) -> Response<ResponseBody> {
         let status = self.status();
-        let code = self.code();
+        let (code, closes) = (self.code(), self.closes());
         let text = format!("{} {}: {}\n", status.as_u16(), status.canonical_reason().unwrap_or_default(), self.explanation());
         exchange.refused(status, code);
         let mut response = Response::new(ResponseBody::text(Bytes::from(text), Some(exchange)));
@@ -90,6 +104,9 @@ impl Refusal {
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"));
         headers.insert(X_VCAP_REQUEST_ID, request_id);
+        if closes {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some(code) = code {
             headers.insert(X_CF_ROUTER_ERROR, HeaderValue::from_static(code));
         }

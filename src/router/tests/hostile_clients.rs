@@ -48,6 +48,20 @@ async fn an_ambiguous_request_is_refused() {
 }
 
 #[tokio::test]
+async fn nothing_after_a_refused_framing_is_a_request() {
+    let stage = Stage::set().await;
+    let app = App::named("reached").await;
+    stage.register(&["a.example"], app.address).await;
+    let next = "GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n";
+    for lines in ["Host: a.example\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "Transfer-Encoding: chunked\r\n"] {
+        let answer = stage.talk(format!("POST / HTTP/1.1\r\n{lines}\r\n0\r\n\r\n{next}").as_bytes()).await;
+        assert!(matches!(status(&answer), "400" | "501"), "{answer}");
+        assert!(answer.contains("connection: close") && answer.matches("HTTP/1.1 ").count() == 1, "{answer}");
+    }
+    assert_eq!(app.requests(), 0, "what follows was taken for a request");
+}
+
+#[tokio::test]
 async fn two_lengths_smuggle_no_second_request() {
     let stage = Stage::set().await;
     let app = App::mirror().await;
