@@ -8,7 +8,12 @@
 
 mod check;
 mod egress;
+mod instance;
+mod logging;
+mod nats;
 mod reader;
+mod resources;
+mod staging;
 
 #[cfg(test)]
 mod mutations;
