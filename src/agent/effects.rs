@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
+use crate::complaints::{Complaint, Complaints};
 use crate::droplet_store::DropletStore;
 use crate::instances::Instances;
 use crate::logs::Logs;
@@ -27,6 +28,8 @@ pub(crate) struct Effects {
     pub(crate) logs: Logs,
     /// Cancelled when no more requests are to be taken from the bus.
     pub(crate) listening: CancellationToken,
+    /// About requests that the cell refuses.
+    pub(crate) complaints: Complaints,
 }
 
 /// Droplets on their way into the store.
@@ -66,7 +69,7 @@ const HERE_TOKEN: &str = "here";
 
 impl Effects {
     /// Carries out one effect of the input that `asker` sent. Returns the exit code when the process is to end.
-    pub(crate) fn carry_out(&self, effect: Effect, asker: &mut Asker) -> Option<u8> {
+    pub(crate) fn carry_out(&mut self, effect: Effect, asker: &mut Asker) -> Option<u8> {
         match effect {
             Effect::Publish(publication) => self.outbox.publish(&publication),
             Effect::Reply(to, answer) => self.reply(&to, answer, asker),
@@ -84,7 +87,11 @@ impl Effects {
                 info!(%app_id, %instance_id, index, %from, %to, why, "instance transitioned");
             }
             Effect::AppLog { app_id, index, stream, text } => self.logs.say(&app_id, index, stream, &text),
-            Effect::Refused { request, why } => warn!(request, why, "request refused"),
+            Effect::Refused { request, why } => {
+                if let Some(Complaint { cause, suppressed }) = self.complaints.about(&why) {
+                    warn!(request, why = cause, suppressed, "request refused");
+                }
+            }
             Effect::Unsubscribe => self.listening.cancel(),
             Effect::Exit(code) => return Some(code),
         }

@@ -8,16 +8,11 @@ use std::fmt;
 use dewar_core::Request;
 use dewar_protocol::{CellId, LogRequest, RouterStart, subjects};
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
-use tracing::warn;
 
 use crate::AgentConfig;
 
 /// Bytes of the largest message that is read, NATS' own default; a larger one is malformed.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1 << 20;
-
-/// How many complaints about messages may follow each other at once.
-const COMPLAINTS: u32 = 20;
 
 /// What a subscription is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,36 +170,6 @@ fn without_values(error: &serde_json::Error) -> String {
                 "not valid".to_owned()
             }
         }
-    }
-}
-
-/// Logs messages that were not understood: at most [`COMPLAINTS`] at once and one a second after that; those in between are counted
-/// and their number told with the next.
-#[derive(Debug)]
-pub(crate) struct Complaints {
-    left: u32,
-    refilled: Instant,
-    suppressed: u64,
-}
-
-impl Complaints {
-    pub(crate) fn new() -> Self {
-        Self { left: COMPLAINTS, refilled: Instant::now(), suppressed: 0 }
-    }
-
-    pub(crate) fn note(&mut self, subject: &str, malformed: &Malformed) {
-        let seconds = self.refilled.elapsed().as_secs();
-        if seconds > 0 {
-            self.left = self.left.saturating_add(u32::try_from(seconds).unwrap_or(COMPLAINTS)).min(COMPLAINTS);
-            self.refilled = Instant::now();
-        }
-        if self.left == 0 {
-            self.suppressed += 1;
-            return;
-        }
-        self.left -= 1;
-        let suppressed = std::mem::take(&mut self.suppressed);
-        warn!(subject, cause = %malformed, suppressed, "message ignored");
     }
 }
 

@@ -18,6 +18,7 @@ mod agent;
 mod archive;
 mod base_dir;
 mod blocking;
+mod complaints;
 mod config;
 mod descriptors;
 mod digest;

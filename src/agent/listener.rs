@@ -10,11 +10,12 @@ use dewar_bus::{Bus, BusError, Message, Subscribe, Subscription};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{debug, warn};
 
+use crate::complaints::{Complaint, Complaints};
 use crate::driver::Asked;
 use crate::effects::Asker;
-use crate::inbound::{Complaints, Inbound, Interest, decode};
+use crate::inbound::{Inbound, Interest, Malformed, decode};
 use crate::logs::Logs;
 
 /// Takes messages from subscriptions and hands them on. Cheap to clone.
@@ -75,10 +76,15 @@ impl Listener {
                 Some(reply_to) => self.logs.follow(request, reply_to),
                 None => debug!(subject = interest.subject, "log request without a reply subject ignored"),
             },
-            Err(malformed) => {
-                self.complaints.lock().unwrap_or_else(PoisonError::into_inner).note(&interest.subject, &malformed);
-            }
+            Err(malformed) => self.complain(&interest.subject, &malformed),
         }
         Ok(())
+    }
+
+    fn complain(&self, subject: &str, malformed: &Malformed) {
+        let complaint = self.complaints.lock().unwrap_or_else(PoisonError::into_inner).about(malformed);
+        if let Some(Complaint { cause, suppressed }) = complaint {
+            warn!(subject, cause, suppressed, "message ignored");
+        }
     }
 }

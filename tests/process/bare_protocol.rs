@@ -26,7 +26,7 @@ pub(crate) struct World {
     blobs: Blobstore,
     pub(crate) agent: Process,
     pub(crate) dea: String,
-    _server: Process,
+    pub(crate) server: Process,
     pub(crate) dir: tempfile::TempDir,
 }
 
@@ -53,7 +53,7 @@ impl World {
         let hello = nats.expect("dea.start", |_| true).json;
         assert_eq!(hello["version"], "0.0.1");
         let dea = hello["id"].as_str().unwrap().to_owned();
-        Self { nats, blobs: Blobstore::start(), agent, dea, _server: server, dir }
+        Self { nats, blobs: Blobstore::start(), agent, dea, server, dir }
     }
 
     pub(crate) fn start_message(&self, index: u32, sha1: &Value) -> Value {

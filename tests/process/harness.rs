@@ -122,11 +122,11 @@ impl Drop for Process {
     }
 }
 
-/// A real nats-server on `port`.
+/// A real nats-server on `port`. It prints where its monitor is, too.
 pub(crate) fn nats_server(port: u16) -> Process {
     let program = std::env::var("NATS_SERVER").unwrap_or_else(|_| "nats-server".to_owned());
     let mut command = Command::new(&program);
-    let server = Process::spawn("nats-server", command.args(["-a", "127.0.0.1", "-p", &port.to_string()]));
+    let server = Process::spawn("nats-server", command.args(["-a", "127.0.0.1", "-m", "-1", "-p", &port.to_string()]));
     eventually("nats-server to listen (Debian's package nats-server provides it)", || TcpStream::connect(loopback(port)).ok());
     server
 }

@@ -12,4 +12,5 @@ mod bare_protocol;
 mod dev;
 mod faults;
 mod hardening;
+mod hostile_messages;
 mod three_processes;

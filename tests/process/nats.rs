@@ -48,6 +48,14 @@ impl Nats {
         self.send(&format!("PUB {subject} {}\r\n{payload}\r\n", payload.len()));
     }
 
+    /// Publishes bytes that need not be JSON; answers are wanted on `reply_to`, whether somebody listens there or not.
+    #[allow(dead_code, reason = "the benches, which share this file, send messages only")]
+    pub(crate) fn publish_bytes(&mut self, subject: &str, reply_to: &str, payload: &[u8]) {
+        self.send(&format!("PUB {subject} {reply_to} {}\r\n", payload.len()));
+        self.writer.write_all(payload).unwrap();
+        self.send("\r\n");
+    }
+
     /// Publishes with a reply subject; the answers come as messages on it.
     pub(crate) fn ask(&mut self, subject: &str, reply_to: &str, json: &Value) {
         let payload = json.to_string();

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::AgentError;
 use crate::base_dir::{BaseDir, PidFile};
+use crate::complaints::Complaints;
 use crate::config::AgentConfig;
 use crate::descriptors;
 use crate::droplet_store::DropletStore;
@@ -138,7 +139,15 @@ impl Host {
         });
         let stagings = self.stager.clone().map(|stager| Stagings::new(stager, logs.clone(), reports.clone(), tasks.clone()));
         let droplets = Droplets::new(self.droplets.clone(), reports, tasks.clone());
-        Effects { outbox: outbox.clone(), instances, stagings, droplets, logs: logs.clone(), listening: listening.clone() }
+        Effects {
+            outbox: outbox.clone(),
+            instances,
+            stagings,
+            droplets,
+            logs: logs.clone(),
+            listening: listening.clone(),
+            complaints: Complaints::new(),
+        }
     }
 }
 
