@@ -17,44 +17,86 @@ pub(crate) fn digest(number: usize) -> DropletSha1 {
 
 /// Does one thing to the world.
 pub(crate) fn act(world: &mut World) {
-    let agent = world.chance.below(world.agents());
     match world.chance.below(100) {
-        0..38 => {
+        0..90 => ask(world),
+        90..92 => storm(world),
+        92..94 => world.change_weather(),
+        94..96 => world.flap(),
+        96..97 => world.lose_the_server(),
+        97..99 => world.jump(),
+        _ => stop_everything(world),
+    }
+}
+
+/// Everybody asks at once.
+fn storm(world: &mut World) {
+    for _ in 0..40 {
+        ask(world);
+    }
+}
+
+/// One request, signal or measurement.
+fn ask(world: &mut World) {
+    let agent = world.chance.below(world.agents());
+    match world.chance.below(1000) {
+        0..400 => {
             let start = start(&mut world.chance);
             world.send(agent, &Request::StartInstance(Box::new(start)));
         }
-        38..52 => {
+        400..550 => {
             let stop = stop(&mut world.chance);
             world.broadcast(&Request::StopInstances(stop));
         }
-        52..60 => {
+        550..640 => {
             let update = update(&mut world.chance);
             world.broadcast(&Request::UpdateApp(update));
         }
-        60..72 => {
+        640..760 => {
             let message = staging(&mut world.chance);
             world.send(agent, &Request::Stage(Box::new(message)));
         }
-        72..75 => {
+        760..790 => {
             let app_id = app(&mut world.chance);
             world.broadcast(&Request::StopStaging(StagingStop { app_id }));
         }
-        75..78 => {
+        790..820 => {
             let minimum_register_interval_seconds = [None, Some(0), Some(5), Some(60)][world.chance.below(4)];
             world.broadcast(&Request::RegisterRoutes(RouterStart { minimum_register_interval_seconds, ..RouterStart::default() }));
         }
-        78..82 => {
+        820..860 => {
             let question = FindDroplet { app_id: Some(app(&mut world.chance)), include_stats: true, ..FindDroplet::default() };
             world.broadcast(&Request::FindInstances(question));
         }
-        82..84 => world.broadcast(&Request::ReportHeartbeat),
-        84..86 => world.broadcast(&Request::Locate),
-        86..90 => world.measure(agent),
-        90..94 => world.disconnect(agent),
-        94..96 => world.jump(),
-        96..97 => stop_everything(world),
-        97..99 => world.feed(agent, Input::Signal(Signal::Shutdown)),
+        860..880 => world.broadcast(&Request::ReportHeartbeat),
+        880..900 => world.broadcast(&Request::Locate),
+        900..940 => world.measure(agent),
+        940..980 => world.disconnect(agent),
+        // Storms are made of these, too: more would leave no agent up for long.
+        980..992 => world.feed(agent, Input::Signal(Signal::Shutdown)),
         _ => world.restart(agent),
+    }
+}
+
+/// So many starts that nothing is wrong with, half of them by way of staging, on each agent.
+pub(crate) fn start_fresh(world: &mut World, on_each: u32) {
+    for agent in 0..world.agents() {
+        for index in 0..on_each {
+            let fresh = StartMessage {
+                index,
+                uris: vec![format!("fresh-{agent}-{index}")],
+                sha1: Some(digest(1)),
+                limits: Limits { mem: Mib(64), disk: Mib(100), fds: 16 },
+                stack: None,
+                health_check_timeout: None,
+                ..start(&mut world.chance)
+            };
+            let request = if index % 2 == 0 {
+                Request::StartInstance(Box::new(fresh))
+            } else {
+                Request::Stage(Box::new(StagingMessage { start_message: Some(fresh), memory_limit: None, ..staging(&mut world.chance) }))
+            };
+            world.send(agent, &request);
+        }
     }
 }
 

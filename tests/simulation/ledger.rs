@@ -7,6 +7,7 @@
 //! - while there is a bus, health managers hear of a running instance at once or a moment later, and of all of them every time;
 //! - one CRASHED exit message per crash, at the time of the crash, and nothing after STOPPED;
 //! - at most one first reply and one second reply to a staging request, in this order;
+//! - what an instance may have left on disk is deleted once, and not while its sandbox lives;
 //! - nothing periodic while the bus is down, nothing new after the farewell;
 //! - waking an agent before its time changes nothing, and waking it in time moves its next time on.
 
@@ -14,7 +15,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use dewar_core::{
-    Answer, BusEvent, Cell, Effect, Input, InstanceKey, Mono, Now, Publication, ReplyTo, Request, SandboxEvent, Varz, VarzInstance,
+    Answer, BusEvent, Cell, Effect, Input, InstanceKey, Intervals, Mono, Now, Publication, ReplyTo, Request, SandboxEvent, Varz,
+    VarzInstance,
 };
 use dewar_protocol::{ExitReason, Heartbeat, InstanceId, InstanceState, RouteRegistration};
 
@@ -22,6 +24,11 @@ use crate::world::answers;
 
 /// How long a change may wait to be told together with others.
 const HEARTBEAT_DELAY: Duration = Duration::from_millis(250);
+
+const HEARTBEAT: &str = "dea.heartbeat";
+const ADVERTISE: &str = "dea.advertise";
+const STAGING_ADVERTISE: &str = "staging.advertise";
+const REGISTER: &str = "router.register";
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -36,6 +43,12 @@ pub(crate) struct Ledger {
     not_told: BTreeMap<InstanceKey, Mono>,
     /// How many first and second replies each request has got.
     stagings: HashMap<ReplyTo, (u32, u32)>,
+    /// Instances that have been STARTING and whose files have not been deleted, by their id at the start.
+    files: BTreeMap<InstanceId, InstanceKey>,
+    /// Who is about to lose its files.
+    cleared: BTreeSet<InstanceKey>,
+    /// When what is repeated was said last; routes by port.
+    said: BTreeMap<(&'static str, u16), Mono>,
     connected: bool,
     farewell: bool,
 }
@@ -89,9 +102,12 @@ impl Ledger {
                 let mut leading = self.routes.iter().filter(|(port, uris)| !uris.is_empty() && self.ports.get(port) == Some(key));
                 assert_eq!(leading.next(), None, "routes still lead to {key:?}, which is asked to end");
             }
+            Effect::DeleteInstanceFiles(id) => {
+                let key = self.files.remove(id);
+                self.cleared.insert(key.unwrap_or_else(|| panic!("{id:?} has no files, or none any more")));
+            }
             Effect::StartStaging(_) | Effect::FetchDroplet { .. } => assert!(!self.farewell, "something is started after the farewell"),
             Effect::KillSandbox(_)
-            | Effect::DeleteInstanceFiles(_)
             | Effect::CancelStaging(_)
             | Effect::AppLog { .. }
             | Effect::Refused { .. }
@@ -101,6 +117,14 @@ impl Ledger {
     }
 
     fn note_publication(&mut self, now: Now, publication: &Publication) {
+        let repeated = match publication {
+            Publication::Heartbeat(_) => Some((HEARTBEAT, 0)),
+            Publication::Advertise(_) => Some((ADVERTISE, 0)),
+            Publication::StagingAdvertise(_) => Some((STAGING_ADVERTISE, 0)),
+            Publication::RouterRegister(it) => Some((REGISTER, it.port)),
+            _ => None,
+        };
+        self.said.extend(repeated.map(|what| (what, now.mono)));
         match publication {
             Publication::Advertise(_) | Publication::StagingAdvertise(_) | Publication::Hello(_) => {
                 assert!(self.connected && !self.farewell, "{publication:?} at {now:?}");
@@ -182,6 +206,9 @@ impl Ledger {
         } else {
             self.not_told.remove(&key);
         }
+        if (from, to) == (Born, Starting) {
+            self.files.insert(id.clone(), key);
+        }
         if to == Crashed {
             self.untold.insert(id.clone());
         }
@@ -206,6 +233,9 @@ impl Ledger {
     fn check_registry(&mut self, seen: &Varz, sandboxes: &BTreeSet<InstanceKey>) {
         let entries: BTreeMap<_, _> = seen.instances.iter().map(|instance| (instance.key, instance)).collect();
         assert_eq!(entries.len(), seen.instances.len(), "an instance is registered twice");
+        for key in std::mem::take(&mut self.cleared) {
+            assert!(!sandboxes.contains(&key), "the files of {key:?} are deleted under its sandbox");
+        }
         for key in sandboxes {
             assert!(entries.contains_key(key), "sandbox {key:?} belongs to nobody");
         }
@@ -244,6 +274,23 @@ impl Ledger {
 
     pub(crate) fn assert_no_routes(&self) {
         assert!(self.routes.values().all(BTreeSet::is_empty), "{:?}", self.routes);
+    }
+
+    pub(crate) fn assert_no_files(&self) {
+        assert!(self.files.is_empty(), "files are left: {:?}", self.files);
+    }
+
+    pub(crate) fn assert_timers_tick(&self, now: Now, intervals: &Intervals, seen: &Varz) {
+        let since = |what, port| self.said.get(&(what, port)).map(|said| now.mono - *said);
+        let in_time =
+            |what, port, interval| assert!(since(what, port).is_some_and(|since| since <= interval), "{what}: {:?}", since(what, port));
+        in_time(HEARTBEAT, 0, intervals.heartbeat);
+        in_time(ADVERTISE, 0, intervals.advertise);
+        in_time(STAGING_ADVERTISE, 0, intervals.advertise);
+        for port in self.routes.iter().filter(|(_, uris)| !uris.is_empty()).map(|(port, _)| *port) {
+            assert!(self.owner(port, seen).is_some());
+            in_time(REGISTER, port, intervals.router_register);
+        }
     }
 
     pub(crate) fn assert_all_stagings_are_answered(&self) {

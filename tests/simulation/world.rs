@@ -9,11 +9,15 @@ use dewar_core::{BusEvent, Effect, Input, Mono, Now, ReplyTo, Request, Signal, V
 use crate::agent::{Agent, Later, Luck};
 use crate::chance::Chance;
 use crate::ledger::{Coverage, varz};
+use crate::timeless;
 
 pub(crate) struct World {
     pub(crate) chance: Chance,
     agents: Vec<Agent>,
     luck: Luck,
+    weather: Weather,
+    /// Whether wall clocks do jump when they are told to.
+    jumps: bool,
     mono: Duration,
     wall: Duration,
     queue: BTreeMap<(Duration, u64), Event>,
@@ -21,8 +25,21 @@ pub(crate) struct World {
     requests: u64,
     processes: u64,
     history: DefaultHasher,
+    /// The same without what is told of wall time.
+    timeless: DefaultHasher,
     coverage: Coverage,
 }
+
+/// How the network treats messages, in percent and at most so late: what is late may be overtaken.
+#[derive(Debug, Clone, Copy)]
+struct Weather {
+    lost: u32,
+    twice: u32,
+    late: Duration,
+}
+
+const FAIR: Weather = Weather { lost: 3, twice: 3, late: Duration::from_secs(2) };
+const FOUL: Weather = Weather { lost: 30, twice: 30, late: Duration::from_secs(30) };
 
 #[derive(Debug, Clone)]
 struct Event {
@@ -44,6 +61,8 @@ impl World {
             chance: Chance::new(seed),
             agents: Vec::new(),
             luck: Luck::Bad,
+            weather: FAIR,
+            jumps: true,
             mono: Duration::ZERO,
             wall: Duration::from_secs(1_381_932_000),
             queue: BTreeMap::new(),
@@ -51,6 +70,7 @@ impl World {
             requests: 0,
             processes: 0,
             history: DefaultHasher::new(),
+            timeless: DefaultHasher::new(),
             coverage: Coverage::default(),
         };
         for number in 0..agents {
@@ -59,6 +79,11 @@ impl World {
             world.plan(number, Duration::from_secs(1), What::Later(Later::Bus(BusEvent::Up)));
         }
         world
+    }
+
+    /// A world whose wall clocks go on evenly, in which otherwise happens what does in [`World::new`].
+    pub(crate) fn with_steady_clocks(seed: u64, agents: usize) -> Self {
+        Self { jumps: false, ..Self::new(seed, agents) }
     }
 
     fn process(&mut self) -> Agent {
@@ -131,6 +156,10 @@ impl World {
         let effects = agent.cell.handle(now, input.clone());
         (number, self.mono).hash(&mut self.history);
         format!("{effects:?}").hash(&mut self.history);
+        (number, self.mono).hash(&mut self.timeless);
+        for effect in &effects {
+            format!("{:?}", timeless::without_wall_time(effect)).hash(&mut self.timeless);
+        }
         let mut plans = Vec::new();
         for effect in &effects {
             agent.ledger.note(now, effect);
@@ -160,15 +189,16 @@ impl World {
 
     /// A message to one agent. It does not come while the agent is not connected; it may come late, twice or not at all.
     pub(crate) fn send(&mut self, number: usize, request: &Request) {
-        let copies = match (self.luck, self.chance.below(100)) {
-            (Luck::Bad, 0..3) => 0,
-            (Luck::Bad, 3..6) => 2,
-            _ => 1,
+        let Weather { lost, twice, late } = self.weather;
+        let copies = match self.luck {
+            Luck::Bad if self.chance.percent(lost) => 0,
+            Luck::Bad if self.chance.percent(twice) => 2,
+            Luck::Bad | Luck::Good => 1,
         };
         for _ in 0..copies {
             if self.agents[number].bus == BusEvent::Up {
                 let reply_to = self.reply_to();
-                let delay = self.chance.pause(Duration::from_secs(2));
+                let delay = self.chance.pause(late);
                 self.plan(number, delay, What::Input(Input::Request(request.clone(), Some(reply_to))));
             }
         }
@@ -192,9 +222,41 @@ impl World {
         self.plan(number, delay, What::Later(Later::Bus(BusEvent::Up)));
     }
 
-    /// Sets all wall clocks.
+    /// Takes the bus away from an agent and gives it back, again and again.
+    pub(crate) fn flap(&mut self) {
+        let number = self.chance.below(self.agents.len());
+        for _ in 0..5 {
+            for event in [BusEvent::Down, BusEvent::Up] {
+                let delay = self.chance.seconds(0, 5);
+                self.plan(number, delay, What::Later(Later::Bus(event)));
+            }
+        }
+        self.plan(number, Duration::from_secs(6), What::Later(Later::Bus(BusEvent::Up)));
+    }
+
+    /// Takes the bus away from everybody.
+    pub(crate) fn lose_the_server(&mut self) {
+        let delay = self.chance.seconds(0, 300);
+        for number in 0..self.agents.len() {
+            self.plan(number, Duration::ZERO, What::Later(Later::Bus(BusEvent::Down)));
+            self.plan(number, delay, What::Later(Later::Bus(BusEvent::Up)));
+        }
+    }
+
+    pub(crate) fn change_weather(&mut self) {
+        self.weather = if self.chance.percent(50) { FOUL } else { FAIR };
+    }
+
+    /// Sets all wall clocks: by a little, as a time server does, or to another year; back or forth.
     pub(crate) fn jump(&mut self) {
-        self.wall = Duration::from_secs(1_300_000_000) + self.chance.seconds(0, 200_000_000);
+        let wall = match self.chance.below(3) {
+            0 => self.wall + self.chance.seconds(0, 120),
+            1 => self.wall - self.chance.seconds(0, 120),
+            _ => Duration::from_secs(1_300_000_000) + self.chance.seconds(0, 200_000_000),
+        };
+        if self.jumps {
+            self.wall = wall;
+        }
     }
 
     /// Measures an agent's sandboxes.
@@ -208,7 +270,9 @@ impl World {
     /// From now on nothing goes wrong any more.
     pub(crate) fn heal(&mut self) {
         self.luck = Luck::Good;
+        self.weather = FAIR;
         for number in 0..self.agents.len() {
+            self.agents[number].heal();
             if self.agents[number].exit_code.is_some() || self.agents[number].ledger.has_said_farewell() {
                 self.restart(number);
             }
@@ -254,7 +318,20 @@ impl World {
             assert_eq!((varz.available_memory_ratio, varz.available_disk_ratio), (1.0, 1.0));
             assert!(agent.live_sandboxes().is_empty());
             agent.ledger.assert_no_routes();
+            agent.ledger.assert_no_files();
         }
+    }
+
+    /// Every agent says in time what it is to repeat.
+    pub(crate) fn assert_timers_tick(&mut self) {
+        let now = self.now();
+        for agent in &mut self.agents {
+            agent.ledger.assert_timers_tick(now, &agent.intervals, &varz(&mut agent.cell, now));
+        }
+    }
+
+    pub(crate) fn timeless_fingerprint(&self) -> u64 {
+        self.timeless.finish()
     }
 
     pub(crate) fn fingerprint(&self) -> u64 {
