@@ -226,11 +226,12 @@ impl AsyncWrite for Lines {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
+    /// An app's log, kept for looking into.
     #[derive(Default)]
-    struct Kept(Mutex<Vec<String>>);
+    pub(crate) struct Kept(pub(crate) Mutex<Vec<String>>);
 
     impl Output for Kept {
         fn line(&self, _stream: LogStream, text: &str) {

@@ -50,16 +50,8 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::{Output, OutputSink};
-
-    #[derive(Default)]
-    struct Kept(Mutex<Vec<String>>);
-
-    impl Output for Kept {
-        fn line(&self, _stream: LogStream, text: &str) {
-            self.0.lock().unwrap().push(text.to_owned());
-        }
-    }
+    use crate::output::OutputSink;
+    use crate::output::tests::Kept;
 
     #[test]
     fn the_first_is_told_and_all_are_counted() {

@@ -9,8 +9,9 @@ use std::sync::Weak;
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
 use wasmtime::component::ResourceTable;
-use wasmtime_wasi::p2::StreamError;
 use wasmtime_wasi::p2::bindings::filesystem::preopens::Host as Preopens;
+use wasmtime_wasi::p2::bindings::filesystem::types::HostDirectoryEntryStream;
+use wasmtime_wasi::p2::{DynInputStream, StreamError};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder};
 
 use super::*;
