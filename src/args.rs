@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use dewar_client::{AdvertiseHost, AppName, DEFAULT_BUS, OutputFormat, parse_size};
+use dewar_client::{AdvertiseHost, AppHealthCheck, AppName, DEFAULT_BUS, OutputFormat, parse_size};
 use dewar_protocol::{Mib, Secret};
 
 /// Runs apps as WebAssembly sandboxes, driven by the Cloud Foundry DEA protocol over NATS.
@@ -203,6 +203,9 @@ pub(crate) struct PushArgs {
     /// Start command, instead of the one that the buildpack found.
     #[arg(long, short)]
     pub(crate) command: Option<String>,
+    /// What an instance has to show before it gets requests: port, http:/PATH (a GET answers 200), or none [default: port].
+    #[arg(long, value_name = "CHECK")]
+    pub(crate) health_check: Option<AppHealthCheck>,
     /// Only stage; `dewar start` or `dewar restart` starts it.
     #[arg(long)]
     pub(crate) no_start: bool,
@@ -407,6 +410,7 @@ mod tests {
             &["dewar", "push"],
             &["dewar", "push", "No Name"],
             &["dewar", "push", "x", "-m", "64"],
+            &["dewar", "push", "x", "--health-check", "http:ready"],
             &["dewar", "push", "x", "-i", "-1"],
             &["dewar", "push", "x", "--route", "h", "--no-route"],
             &["dewar", "scale", "x"],

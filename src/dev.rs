@@ -76,6 +76,7 @@ fn push_options(path: &std::path::Path, args: &DevArgs) -> Result<PushOptions, F
         disk: args.sizes.disk,
         environment: args.env.clone(),
         routes: Routes::from_manifest(&manifest),
+        health_check: manifest.health_check,
         ..PushOptions::new(name, source)
     })
 }

@@ -46,10 +46,11 @@ pub(crate) async fn run(command: Command, stop: CancellationToken) -> Result<(),
 
 async fn push(args: PushArgs, stop: CancellationToken) -> Result<(), ClientError> {
     let source = PackageSource::at(&args.path)?;
+    let manifest = Manifest::of(source.path())?;
     let routes = match (args.no_route, args.route) {
         (true, _) => Routes::None,
         (false, hosts) if !hosts.is_empty() => Routes::Hosts(hosts),
-        (false, _) => Routes::from_manifest(&Manifest::of(source.path())?),
+        (false, _) => Routes::from_manifest(&manifest),
     };
     let options = PushOptions {
         instances: args.sizes.instances,
@@ -59,6 +60,7 @@ async fn push(args: PushArgs, stop: CancellationToken) -> Result<(), ClientError
         environment: args.env,
         routes,
         start_command: args.command,
+        health_check: args.health_check.or(manifest.health_check),
         after_staging: if args.no_start { AfterStaging::Keep } else { AfterStaging::Start },
         ..PushOptions::new(args.name, source)
     };

@@ -8,6 +8,7 @@
 //! A droplet is as hostile as a package: whoever can name a URL can send one.
 
 mod copy;
+mod manifest;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::copy::AppFiles;
+pub use self::manifest::InvalidManifest;
 use crate::archive::{UnpackError, unpack};
 use crate::blocking;
 use crate::digest;
@@ -43,6 +45,7 @@ const ARCHIVE: &str = "droplet.tgz";
 const UNPACKED: &str = "unpacked";
 const COMPONENT: &str = "droplet.wasm";
 const INFO: &str = "staging_info.yml";
+const MANIFEST: &str = "droplet.yaml";
 
 /// What one instance may unpack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +63,8 @@ pub struct UnpackedDroplet {
     pub wasm: PathBuf,
     /// What staging found out.
     pub info: StagingInfo,
+    /// Where the app tells its state, relative to the instance's directory; `None`: it does not.
+    pub state_file: Option<String>,
 }
 
 /// Why a droplet is not there. The texts are the original's where it has one.
@@ -112,6 +117,14 @@ pub enum DropletError {
         /// Why.
         cause: InvalidInfo,
     },
+    /// `droplet.yaml` is not understood.
+    #[error("unpack droplet {sha1}: {cause}")]
+    Manifest {
+        /// Which.
+        sha1: DropletSha1,
+        /// Why.
+        cause: InvalidManifest,
+    },
     /// There is no room for it.
     #[error("unpack droplet {sha1}: its app has {bytes} bytes in {inodes} files and directories, and the instance may have {} in {}",
         limits.disk.0, limits.inodes)]
@@ -151,6 +164,7 @@ struct Unpacked {
     archive: FileIdentity,
     app: AppFiles,
     info: StagingInfo,
+    state_file: Option<String>,
 }
 
 /// Tells whether a file may have changed.
@@ -244,7 +258,8 @@ impl DropletStore {
             return Err(DropletError::OverQuota { sha1: sha1.clone(), bytes, inodes, limits });
         }
         let shared = self.0.dir.join(sha1.as_str()).join(UNPACKED);
-        let droplet = UnpackedDroplet { wasm: shared.join(COMPONENT), info: unpacked.info.clone() };
+        let droplet =
+            UnpackedDroplet { wasm: shared.join(COMPONENT), info: unpacked.info.clone(), state_file: unpacked.state_file.clone() };
         let instance_dir = instance_dir.to_owned();
         blocking::run(move || unpacked.app.copy(&shared.join("app"), &instance_dir)).await?;
         Ok(droplet)
@@ -350,12 +365,17 @@ impl Store {
             _ => Ok(StagingInfo::default()),
         };
         let info = info.map_err(|cause| DropletError::Info { sha1: sha1.clone(), cause })?;
+        let state_file = match tree.nodes.get(MANIFEST) {
+            Some(Node::File { .. }) => manifest::state_file(&fresh.path().join(MANIFEST)),
+            _ => Ok(None),
+        };
+        let state_file = state_file.map_err(|cause| DropletError::Manifest { sha1: sha1.clone(), cause })?;
         let shared = self.dir.join(sha1.as_str()).join(UNPACKED);
         match fs::remove_dir_all(&shared) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&shared)(error).into()),
             _ => fs::rename(fresh.path(), &shared).map_err(at(&shared))?,
         }
-        let unpacked = Arc::new(Unpacked { archive, app: AppFiles::of(tree), info });
+        let unpacked = Arc::new(Unpacked { archive, app: AppFiles::of(tree), info, state_file });
         lock(&self.unpacked).insert(sha1.clone(), Arc::clone(&unpacked));
         Ok(unpacked)
     }

@@ -9,6 +9,7 @@
 //! In `<base>/instances/<instance id>` an instance has `app`, `tmp` and `logs`. When it was asked to stop, all of it is deleted;
 //! otherwise `logs` moves to `<base>/crashes/<instance id>`, until the cell wants that deleted, too.
 
+mod health;
 mod launch;
 
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use dewar_core::{Exit, Input, InstanceKey, Sample, SandboxEvent, SandboxSpec};
+use dewar_core::{Exit, HealthCheck, Input, InstanceKey, Sample, SandboxEvent, SandboxSpec};
 use dewar_protocol::{InstanceId, LogStream};
 use dewar_sandbox::{Sandbox, Sandboxes};
 use futures::FutureExt as _;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, error, info_span, warn};
 
+use self::health::Probe;
 use self::launch::{Launched, StartError};
 use crate::base_dir::Paths;
 use crate::config::{EgressConfig, InstanceConfig};
@@ -43,13 +45,6 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// How long a killed sandbox may take to be gone. Its epoch trap comes within milliseconds; after this the instance is given up.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-
-/// Pauses between two attempts to connect to an instance: the first, doubled each time up to the last.
-const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(1);
-const LAST_PROBE_PAUSE: Duration = Duration::from_millis(500);
-
-/// How long one attempt to connect may take.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// All instances of an agent. Cheap to clone.
 #[derive(Clone)]
@@ -160,13 +155,20 @@ impl Instances {
 
     /// Reports that the instance is launched and ready, carries out what it is asked, and waits for its end.
     async fn watch(&self, spec: &SandboxSpec, live: &Live, launched: Launched) -> Exit {
-        let Launched { sandbox, port } = launched;
+        let Launched { sandbox, port, state_file } = launched;
         let port = port.port();
         // Only this task sets it, once.
         let _ = live.sandbox.set(sandbox.clone());
-        self.report(spec.key, SandboxEvent::Launched { port: Some(port) }).await;
-        let address = SocketAddr::new(self.0.means.ip, port);
-        let mut healthy = std::pin::pin!(healthy((!spec.start.uris.is_empty()).then_some(address)));
+        self.report(spec.key, SandboxEvent::Launched { port: Some(port), state_file: state_file.is_some() }).await;
+        let tell = |text: &str| self.0.means.logs.say(&spec.start.app_id, Some(spec.start.index), LogStream::Err, text);
+        let probe = Probe {
+            start: &spec.start,
+            address: SocketAddr::new(self.0.means.ip, port),
+            dir: self.0.means.paths.instance(&spec.instance_id),
+            tell: &tell,
+        };
+        let check = HealthCheck::of(&spec.start, true, state_file.is_some());
+        let mut healthy = std::pin::pin!(probe.until_healthy(check, state_file));
         let (mut ready, mut kill_at) = (false, None);
         loop {
             tokio::select! {
@@ -231,21 +233,6 @@ impl Live {
             () = self.kill.cancelled() => Err(StartError::Cancelled),
             done = work => Ok(done),
         }
-    }
-}
-
-/// Returns when a connection to the instance succeeds; at once when there is no address that must answer. Never gives up: the cell
-/// does, with the health check's time-out.
-async fn healthy(address: Option<SocketAddr>) {
-    let Some(address) = address else { return };
-    let mut pause = FIRST_PROBE_PAUSE;
-    loop {
-        let attempt = tokio::time::timeout(PROBE_TIMEOUT, tokio::net::TcpStream::connect(address)).await;
-        if matches!(attempt, Ok(Ok(_))) {
-            return;
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_PROBE_PAUSE);
     }
 }
 

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
 use crate::error::ClientError;
+use crate::health::AppHealthCheck;
 use crate::placement::Placement;
 use crate::push_event::{PushEvent, Reporter};
 use crate::records::AppRecord;
@@ -158,6 +159,7 @@ fn limits(app: &AppRecord) -> Limits {
 
 fn start_message(launch: &Launch<'_>, index: u32) -> StartMessage {
     let app = launch.app;
+    let health_check = app.health_check.as_ref().map(AppHealthCheck::on_the_wire);
     StartMessage {
         app_id: app.id.clone(),
         index,
@@ -172,6 +174,8 @@ fn start_message(launch: &Launch<'_>, index: u32) -> StartMessage {
         env: app.environment.clone(),
         start_command: app.start_command.clone(),
         health_check_timeout: None,
+        health_check_type: health_check.as_ref().map(|(kind, _)| (*kind).to_owned()),
+        health_check_http_endpoint: health_check.and_then(|(_, path)| path),
         vcap_application: Some(vcap_application(app)),
         egress_network_rules: Vec::new(),
         stack: None,

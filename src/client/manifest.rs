@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::app_name::AppName;
+use crate::health::{self, AppHealthCheck};
 use crate::package::PackageError;
 
 /// The file's name, in the top folder of a package.
@@ -22,6 +23,9 @@ pub struct Manifest {
     /// Host names that lead to the app; an empty list: none, and the app need not listen.
     #[serde(default)]
     pub routes: Option<Vec<String>>,
+    /// What makes its instances healthy: a table with `type` (`port`, `none` or `http`) and, for `http`, maybe a `path`.
+    #[serde(default, rename = "health-check", deserialize_with = "health::of_table")]
+    pub health_check: Option<AppHealthCheck>,
 }
 
 impl Manifest {
@@ -98,12 +102,16 @@ mod tests {
         assert_eq!(name_of(&folder), "shop");
         assert_eq!(Manifest::of(&folder).unwrap().routes, Some(vec![]));
         assert_eq!(Manifest::of(root.path()).unwrap().routes, None);
+        fs::write(folder.join(MANIFEST_FILE), "[health-check]\ntype = \"http\"\npath = \"/ready\"\n").unwrap();
+        assert_eq!(Manifest::of(&folder).unwrap().health_check, Some(AppHealthCheck::Http("/ready".to_owned())));
     }
 
     #[test]
     fn a_malformed_manifest_is_named() {
         let root = tempfile::tempdir().unwrap();
-        for text in ["name = \"No Good\"", "name = 3", "name ="] {
+        for text in
+            ["name = \"No Good\"", "name = 3", "name =", "[health-check]\ntype = \"smtp\"", "[health-check]\ntype = \"port\"\npath = \"/\""]
+        {
             fs::write(root.path().join(MANIFEST_FILE), text).unwrap();
             let error = app_name_of(root.path()).unwrap_err().to_string();
             assert!(error.contains(MANIFEST_FILE), "{error}");

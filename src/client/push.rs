@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app_name::AppName;
 use crate::client::Client;
 use crate::error::ClientError;
+use crate::health::AppHealthCheck;
 use crate::identifiers::random_uuid;
 use crate::manifest::Manifest;
 use crate::package::{Package, PackageSource};
@@ -46,6 +47,8 @@ pub struct PushOptions {
     pub routes: Routes,
     /// Overrides the droplet's start command.
     pub start_command: Option<String>,
+    /// What makes its instances healthy.
+    pub health_check: Option<AppHealthCheck>,
     /// What to do once the droplet is here.
     pub after_staging: AfterStaging,
 }
@@ -64,6 +67,7 @@ impl PushOptions {
             environment: Vec::new(),
             routes: Routes::Keep,
             start_command: None,
+            health_check: None,
             after_staging: AfterStaging::Start,
         }
     }
@@ -192,6 +196,7 @@ struct Settings {
     disk: Mib,
     environment: Vec<Secret<String>>,
     start_command: Option<String>,
+    health_check: Option<AppHealthCheck>,
     buildpack: Option<String>,
 }
 
@@ -210,6 +215,7 @@ impl Settings {
             disk: options.disk.or(previous.map(|app| app.disk)).unwrap_or(DISK_DEFAULT),
             environment: merge(previous.map_or(&[], |app| &app.environment), &options.environment),
             start_command: options.start_command.clone().or_else(|| previous.and_then(|app| app.start_command.clone())),
+            health_check: options.health_check.clone().or_else(|| previous.and_then(|app| app.health_check.clone())),
             buildpack: options.buildpack.clone().or_else(|| previous.and_then(|app| app.buildpack.clone())),
         })
     }
@@ -247,6 +253,7 @@ impl Settings {
             disk: self.disk,
             environment: self.environment.clone(),
             start_command: self.start_command.clone(),
+            health_check: self.health_check.clone(),
             buildpack: self.buildpack.clone(),
             package: path.canonicalize().unwrap_or_else(|_| path.to_owned()),
         })

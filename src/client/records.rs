@@ -16,6 +16,7 @@ use dewar_protocol::{AppId, DropletSha1, Mib, Secret};
 use serde::{Deserialize, Serialize};
 
 use crate::app_name::AppName;
+use crate::health::AppHealthCheck;
 
 /// Version of the file's form. Raised when an older program would misread it.
 const FORMAT: u32 = 1;
@@ -45,6 +46,9 @@ pub struct AppRecord {
     pub environment: Vec<Secret<String>>,
     /// Overrides the droplet's own start command.
     pub start_command: Option<String>,
+    /// What makes its instances healthy; `None`: agents decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<AppHealthCheck>,
     /// The buildpack asked for.
     pub buildpack: Option<String>,
     /// Where the package came from.

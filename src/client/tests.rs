@@ -13,8 +13,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::tests::agent::{Agent, Running, Staging};
 use crate::{
-    AdvertiseHost, AfterStaging, AppName, Client, ClientError, PackageSource, Phase, PushEvent, PushOptions, RecordError, exit_code,
-    nats_url,
+    AdvertiseHost, AfterStaging, AppHealthCheck, AppName, Client, ClientError, PackageSource, Phase, PushEvent, PushOptions, RecordError,
+    exit_code, nats_url,
 };
 
 mod agent;
@@ -68,6 +68,7 @@ async fn a_push_stages_starts_and_remembers() {
     let world = World::start().await;
     let agent = world.agent(Staging::Works).await;
     let options = PushOptions { instances: Some(2), memory: Some(Mib(32)), environment: vec![Secret("A=1".to_owned())], ..world.options() };
+    let options = PushOptions { health_check: Some(AppHealthCheck::Http("/ready".to_owned())), ..options };
     let (pushed, events) = world.push(&options).await;
     let app = pushed.unwrap();
     assert_eq!(agent.history(), ["staging.stop", "stage", "start 0", "start 1"]);
@@ -75,6 +76,7 @@ async fn a_push_stages_starts_and_remembers() {
     assert_eq!((start.app_id, start.version, start.sha1), (app.id.clone(), app.release.version.clone(), Some(app.release.droplet.clone())));
     assert_eq!((start.uris, start.limits.mem, start.limits.disk), (vec!["hello.localhost".to_owned()], Mib(32), Mib(64)));
     assert_eq!(start.env, [Secret("A=1".to_owned())]);
+    assert_eq!((start.health_check_type.as_deref(), start.health_check_http_endpoint.as_deref()), (Some("http"), Some("/ready")));
     assert_eq!(world.client.record(&name()).unwrap(), Some(app.clone()));
     assert_eq!((app.phase, app.release.detected_buildpack.as_deref()), (Phase::Started, Some("scripted")));
     let running = events.iter().filter(|event| matches!(event, PushEvent::Running { .. })).count();

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! STARTING has three phases: the droplet is fetched, the sandbox is made, the health check runs. An instance that has nothing to
-//! check (no routes or no port) is healthy as soon as it is launched. Stopping an instance that has no sandbox yet passes through
+//! check ([`HealthCheck`]) is healthy as soon as it is launched. Stopping an instance that has no sandbox yet passes through
 //! STOPPING without waiting.
 //!
 //! | event | BORN | STARTING | RUNNING | STOPPING | CRASHED |
@@ -44,7 +44,7 @@ use self::state::{StartPhase, State, allows, reserves_disk, reserves_memory};
 pub(crate) use self::state::{is_heartbeated, is_routed};
 use self::usage::Usage;
 use crate::resources::{Reservation, Resource};
-use crate::{CellConfig, Exit, InstanceKey, Mono, Now, Sample, Wall};
+use crate::{CellConfig, Exit, HealthCheck, InstanceKey, Mono, Now, Sample, Wall};
 
 /// A stop that has brought no exit after so long is helped along by force, as the original's reaper did.
 const KILL_AFTER: Duration = Duration::from_secs(60);
@@ -70,6 +70,7 @@ pub(crate) enum Event {
     Fail(String),
     Launched {
         port: Option<u16>,
+        state_file: bool,
     },
     Ready,
     Exited(Exit),
@@ -115,6 +116,8 @@ pub(crate) struct Instance {
     /// When it entered STARTING; `None` if it never did, and then it has never had anything.
     started: Option<Now>,
     port: Option<u16>,
+    /// What it has to show before it is RUNNING; known from its launch on.
+    health_check: HealthCheck,
     exit: Exit,
     usage: Usage,
 }
@@ -139,6 +142,7 @@ impl Instance {
             state_since: born,
             started: None,
             port: None,
+            health_check: HealthCheck::Nothing,
             exit: Exit { status: -1, description: String::new() },
             usage: Usage::default(),
         }
@@ -174,6 +178,10 @@ impl Instance {
         }
     }
 
+    pub(crate) fn health_check(&self) -> &HealthCheck {
+        &self.health_check
+    }
+
     pub(crate) fn usage(&self) -> &Usage {
         &self.usage
     }
@@ -199,7 +207,7 @@ impl Instance {
             Event::Refuse(resource) => self.refuse(now, resource, config),
             Event::DropletReady => self.droplet_ready(),
             Event::Fail(why) => self.fail(now, why, config),
-            Event::Launched { port } => self.launched(now, port, config),
+            Event::Launched { port, state_file } => self.launched(now, port, state_file, config),
             Event::Ready => self.ready(now),
             Event::Exited(exit) => self.exited(now, exit, config),
             Event::Stop => self.stop(now),
@@ -259,16 +267,15 @@ impl Instance {
         }
     }
 
-    fn launched(&mut self, now: Now, port: Option<u16>, config: &CellConfig) -> Vec<Deed> {
+    fn launched(&mut self, now: Now, port: Option<u16>, state_file: bool, config: &CellConfig) -> Vec<Deed> {
         match self.state {
             State::Starting { phase: StartPhase::Sandbox, .. } => {
                 self.port = port;
-                if port.is_none() || self.uris.is_empty() {
+                self.health_check = HealthCheck::of(&self.start, port.is_some(), state_file);
+                let Some(limit) = self.health_check.time_limit(&self.start, config.health_check_timeout) else {
                     return vec![self.enter(now, State::Running, None)];
-                }
-                let asked = self.start.health_check_timeout.map(|seconds| Duration::from_secs(seconds.into()));
-                let deadline = now.mono + asked.unwrap_or(config.health_check_timeout);
-                self.state = State::Starting { phase: StartPhase::HealthCheck, deadline };
+                };
+                self.state = State::Starting { phase: StartPhase::HealthCheck, deadline: now.mono + limit };
                 Vec::new()
             }
             State::Starting { phase: StartPhase::Droplet | StartPhase::HealthCheck, .. }

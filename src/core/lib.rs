@@ -17,6 +17,7 @@ mod config;
 mod droplets;
 mod egress;
 mod filter;
+mod health;
 mod heartbeat_size;
 mod instance;
 mod lifecycle;
@@ -31,6 +32,7 @@ mod vocabulary;
 
 pub use cell::Cell;
 pub use config::{CellConfig, ComponentFacts, ExitedReasons, Intervals, StagingConfig};
+pub use health::HealthCheck;
 pub use resources::Capacity;
 pub use time::{Mono, Now, Wall};
 pub use vocabulary::{

@@ -49,6 +49,8 @@ pub(crate) fn start_message(app: &str, index: u32) -> StartMessage {
         env: vec![],
         start_command: None,
         health_check_timeout: None,
+        health_check_type: None,
+        health_check_http_endpoint: None,
         vcap_application: None,
         egress_network_rules: vec![],
         stack: None,

@@ -84,8 +84,10 @@ pub enum SandboxEvent {
     Launched {
         /// The instance's port.
         port: Option<u16>,
+        /// Whether its droplet names a file in which it tells its state.
+        state_file: bool,
     },
-    /// The health check passed. Not waited for where there is nothing to check: no port, or no routes.
+    /// The health check passed. Not waited for where there is nothing to check, see [`HealthCheck`](crate::HealthCheck).
     Ready,
     /// The instance is no more, or never came to be.
     Exited(Exit),

@@ -44,6 +44,13 @@ pub struct StartMessage {
     /// Seconds to wait for the port; absent: the agent's default.
     #[serde(default)]
     pub health_check_timeout: Option<u32>,
+    /// What makes the instance healthy, as Cloud Controllers after the original agent's time say it: `port`, `http`, `process` or
+    /// `none`. Absent, or anything else: the agent decides by the droplet and its routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_type: Option<String>,
+    /// The path that `http` asks for; absent: `/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_http_endpoint: Option<String>,
     /// Base of `VCAP_APPLICATION`.
     #[serde(default)]
     pub vcap_application: Option<Map<String, Value>>,

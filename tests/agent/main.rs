@@ -4,6 +4,7 @@
 mod burst;
 mod bus;
 mod ends;
+mod health;
 mod host;
 mod lifecycle;
 mod staging;
@@ -38,6 +39,10 @@ trials![
     lifecycle::an_app_without_routes_runs_at_once,
     lifecycle::log_lines_are_kept_and_followed,
     lifecycle::shutdown_stops_everything,
+    health::an_http_check_waits_for_a_200,
+    health::a_path_that_never_answers_200_is_told_to_the_developer,
+    health::a_state_file_has_to_say_running,
+    health::no_check_is_running_at_once,
     ends::a_crash_is_told_with_its_backtrace,
     ends::an_app_that_never_listens_is_unhealthy,
     ends::a_command_without_a_command_line_does_not_start,

@@ -94,7 +94,12 @@ impl World {
 
     /// Packs a droplet and offers it; returns a start message for it, to which the test adds what it is about.
     pub(crate) fn start_message(&self, wasm: &Path, app: &str) -> Value {
-        let archive = droplet(&std::fs::read(wasm).unwrap());
+        self.start_message_with(wasm, app, &[])
+    }
+
+    /// The same with more files in the droplet.
+    pub(crate) fn start_message_with(&self, wasm: &Path, app: &str, more: &[(&str, &[u8])]) -> Value {
+        let archive = droplet(&std::fs::read(wasm).unwrap(), more);
         let sha1: String = Sha1::digest(&archive).iter().map(|byte| format!("{byte:02x}")).collect();
         std::fs::write(self.files.path().join(&sha1), archive).unwrap();
         json!({
@@ -227,8 +232,8 @@ impl EmbeddedBroker {
     }
 }
 
-/// A droplet of nothing but a component.
-fn droplet(wasm: &[u8]) -> Vec<u8> {
+/// A droplet of little but a component.
+fn droplet(wasm: &[u8], more: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     let mut directory = tar::Header::new_gnu();
     directory.set_entry_type(tar::EntryType::Directory);
@@ -237,11 +242,12 @@ fn droplet(wasm: &[u8]) -> Vec<u8> {
     for name in ["app/", "logs/"] {
         archive.append_data(&mut directory.clone(), name, io::empty()).unwrap();
     }
-    for (name, content) in [("app/file.txt", b"text".as_slice()), ("droplet.wasm", wasm), ("staging_info.yml", b"{}")] {
+    let files = [("app/file.txt", b"text".as_slice()), ("droplet.wasm", wasm), ("staging_info.yml", b"{}")];
+    for (name, content) in files.iter().chain(more) {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o644);
         header.set_size(u64::try_from(content.len()).unwrap());
-        archive.append_data(&mut header, name, content).unwrap();
+        archive.append_data(&mut header, name, *content).unwrap();
     }
     archive.into_inner().unwrap().finish().unwrap()
 }

@@ -21,6 +21,8 @@ pub(crate) fn minimal() -> StartMessage {
         env: vec![],
         start_command: None,
         health_check_timeout: None,
+        health_check_type: None,
+        health_check_http_endpoint: None,
         vcap_application: None,
         egress_network_rules: vec![],
         stack: None,
@@ -95,6 +97,21 @@ fn as_we_send_it() {
 }
 
 #[test]
+fn with_a_health_check_as_later_cloud_controllers_say_it() {
+    let text = r#"{"droplet":"7b1d9c52","index":0,"version":"e0a4c6b8","name":"shop","uris":[],"sha1":null,"executableUri":null,
+        "cc_partition":"default","limits":{"mem":256,"disk":1024,"fds":16384},"services":[],"env":[],"start_command":null,
+        "health_check_timeout":5,"health_check_type":"http","health_check_http_endpoint":"/ready","vcap_application":null,
+        "egress_network_rules":[],"stack":null}"#;
+    let message = StartMessage {
+        health_check_timeout: Some(5),
+        health_check_type: Some("http".to_owned()),
+        health_check_http_endpoint: Some("/ready".to_owned()),
+        ..minimal()
+    };
+    golden("§2.1", text, &message);
+}
+
+#[test]
 fn what_may_be_absent() {
     understood("§2.1", MINIMAL, &minimal());
     let nulls = MINIMAL.replacen('{', r#"{"uris":null,"env":null,"egress_network_rules":null,"sha1":null,"stack":null,"#, 1);
@@ -110,6 +127,7 @@ fn what_may_not_be_absent_or_otherwise() {
         keys.as_object_mut().unwrap().remove(key);
         refused::<StartMessage>("§2.5", &[(&keys.to_string(), &format!("missing field `{key}`"))]);
     }
+    refused::<StartMessage>("§2.5", &[("null", "invalid type: null"), ("[]", "invalid length 0"), ("7", "invalid type: integer")]);
     let with = |key: &str, value: Value| {
         let mut keys: Value = serde_json::from_str(MINIMAL).unwrap();
         keys[key] = value;

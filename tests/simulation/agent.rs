@@ -141,7 +141,7 @@ impl Agent {
             Later::Launch(key) => {
                 let sandbox = self.sandboxes.get_mut(key).filter(|sandbox| !sandbox.ending)?;
                 sandbox.launched = true;
-                Some(Input::Sandbox(*key, SandboxEvent::Launched { port: sandbox.port }))
+                Some(Input::Sandbox(*key, SandboxEvent::Launched { port: sandbox.port, state_file: false }))
             }
             Later::Ready(key) => {
                 self.sandboxes.get(key).filter(|sandbox| sandbox.launched && !sandbox.ending)?;

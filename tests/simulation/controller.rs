@@ -133,6 +133,8 @@ fn start(chance: &mut Chance) -> StartMessage {
         env: vec![],
         start_command: None,
         health_check_timeout: chance.pick(&[None, Some(0), Some(10), Some(120)]),
+        health_check_type: None,
+        health_check_http_endpoint: None,
         vcap_application: None,
         egress_network_rules: vec![],
         stack: chance.percent(2).then(|| "windows".to_owned()),

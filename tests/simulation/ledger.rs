@@ -70,7 +70,7 @@ impl Ledger {
                 self.connected = *event == BusEvent::Up;
                 self.not_told.clear();
             }
-            Input::Sandbox(key, SandboxEvent::Launched { port: Some(port) }) => drop(self.ports.insert(*port, *key)),
+            Input::Sandbox(key, SandboxEvent::Launched { port: Some(port), .. }) => drop(self.ports.insert(*port, *key)),
             Input::Request(Request::Stage(_), Some(reply_to)) => drop(self.stagings.insert(reply_to.clone(), (0, 0))),
             _ => {}
         }

@@ -1,6 +1,7 @@
 //! From a droplet in the store to an instance whose code runs.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use dewar_core::{Exit, SandboxSpec, environment};
 use dewar_protocol::Secret;
@@ -59,6 +60,8 @@ impl StartError {
 pub(super) struct Launched {
     pub(super) sandbox: Sandbox,
     pub(super) port: PortLease,
+    /// In which file it tells its state, if it does.
+    pub(super) state_file: Option<PathBuf>,
 }
 
 impl Instances {
@@ -93,7 +96,7 @@ impl Instances {
         });
         let _permit = live.unless_ended(self.0.starts.acquire()).await?;
         let sandbox = live.unless_ended(started).await?.map_err(StartError::Guest)?;
-        Ok(Launched { sandbox, port })
+        Ok(Launched { sandbox, port, state_file: droplet.state_file.map(PathBuf::from) })
     }
 
     /// Runs to its end even when the instance has been asked to end, so that nobody writes into a directory that is being deleted.

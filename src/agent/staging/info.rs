@@ -86,8 +86,8 @@ pub(crate) fn read_procfile(app_dir: &Path) -> Result<Option<BTreeMap<String, St
     }
 }
 
-/// Reads a file that a guest or an archive made, so it must not be a link.
-fn read_text(path: &Path) -> io::Result<String> {
+/// Reads a file that a guest or an archive made, so it must not be a link, and that may have at most 64 KiB.
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let nofollow = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).expect("the system's flags fit its type for flags");
     let file = File::options().read(true).custom_flags(nofollow).open(path)?;
     let mut bytes = Vec::new();

@@ -38,6 +38,7 @@ use tracing::{info, warn};
 use self::buildpack_cache::BuildpackCaches;
 use self::buildpacks::AdminBuildpacks;
 use self::cache::OutcomeCache;
+pub(crate) use self::info::read_text;
 pub use self::info::{InvalidInfo, StagingInfo};
 use self::loaded::LoadedBuildpacks;
 use self::task::{Phase, Task};

@@ -28,6 +28,7 @@ fn record() -> AppRecord {
         disk: Mib(64),
         environment: vec![Secret("PASSWORD=hunter2".to_owned())],
         start_command: None,
+        health_check: None,
         buildpack: None,
         package: PathBuf::from("/src/hello"),
     }

@@ -13,7 +13,7 @@ use crate::instance::{Deed, Event, Instance, UriChange, is_routed};
 use crate::lifecycle::Phase;
 use crate::reaper::SUPERSEDED_LIFETIME;
 use crate::resources::Reservation;
-use crate::{CellConfig, DropletEvent, Effect, InstanceKey, Now, Publication, SandboxEvent, egress};
+use crate::{CellConfig, DropletEvent, Effect, InstanceKey, Now, Publication, SandboxEvent, egress, health};
 
 /// Lines of an exit description that the app's log gets; a backtrace may be long.
 const CRASH_LOG_LINES: usize = 40;
@@ -113,7 +113,7 @@ impl Cell {
 
     pub(super) fn on_sandbox(&mut self, now: Now, key: InstanceKey, event: SandboxEvent, out: &mut Vec<Effect>) {
         let event = match event {
-            SandboxEvent::Launched { port } => Event::Launched { port },
+            SandboxEvent::Launched { port, state_file } => Event::Launched { port, state_file },
             SandboxEvent::Ready => Event::Ready,
             SandboxEvent::Exited(exit) => Event::Exited(exit),
         };
@@ -153,8 +153,7 @@ impl Cell {
                 Deed::StopSandbox => out.push(Effect::StopSandbox(key)),
                 Deed::KillSandbox => out.push(Effect::KillSandbox(key)),
                 Deed::Unhealthy => {
-                    let text =
-                        |instance: &Instance| format!("Instance (index {}) failed to start accepting connections", instance.start.index);
+                    let text = |it: &Instance| format!("Instance (index {}) {}", it.start.index, it.health_check().complaint());
                     out.extend(self.registry.get(key).map(|instance| app_log(instance, LogStream::Err, text(instance))));
                 }
                 Deed::Reap => self.reap(key, out),
@@ -257,6 +256,7 @@ fn launchable<'a>(start: &'a StartMessage, config: &CellConfig) -> Result<&'a Dr
         return Err(format!("Stack {stack} does not exist"));
     }
     egress::check(&start.egress_network_rules).map_err(|error| error.to_string())?;
+    health::check_endpoint(start)?;
     start.sha1.as_ref().ok_or_else(|| "the start message names no droplet".to_owned())
 }
 

@@ -59,7 +59,7 @@ impl Scene {
         let key = InstanceKey(self.cell.last_key);
         self.take(Input::Droplet(sha1, DropletEvent::Ready));
         let port = Some(61_000 + u16::try_from(key.0).unwrap());
-        self.take(Input::Sandbox(key, SandboxEvent::Launched { port }));
+        self.take(Input::Sandbox(key, SandboxEvent::Launched { port, state_file: false }));
         self.take(Input::Sandbox(key, SandboxEvent::Ready));
         key
     }
@@ -103,7 +103,7 @@ fn stop(wire: &str) -> Input {
 }
 
 fn launched(key: u64) -> Input {
-    Input::Sandbox(InstanceKey(key), SandboxEvent::Launched { port: Some(61_000 + u16::try_from(key).unwrap()) })
+    Input::Sandbox(InstanceKey(key), SandboxEvent::Launched { port: Some(61_000 + u16::try_from(key).unwrap()), state_file: false })
 }
 
 fn ready(key: u64) -> Input {

@@ -20,6 +20,8 @@ fn start() -> StartMessage {
         env: vec![],
         start_command: None,
         health_check_timeout: None,
+        health_check_type: None,
+        health_check_http_endpoint: None,
         vcap_application: None,
         egress_network_rules: vec![],
         stack: None,

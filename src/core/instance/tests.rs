@@ -192,8 +192,8 @@ proptest! {
                 Input::Refuse => Event::Refuse(Resource::Memory),
                 Input::DropletReady => Event::DropletReady,
                 Input::Fail => Event::Fail("why".to_owned()),
-                Input::LaunchedWithPort => Event::Launched { port: Some(61_001) },
-                Input::LaunchedWithoutPort => Event::Launched { port: None },
+                Input::LaunchedWithPort => Event::Launched { port: Some(61_001), state_file: false },
+                Input::LaunchedWithoutPort => Event::Launched { port: None, state_file: false },
                 Input::Ready => Event::Ready,
                 Input::Exited => Event::Exited(Exit { status: 1, description: "trap".to_owned() }),
                 Input::Stop => Event::Stop,
@@ -220,7 +220,7 @@ fn deadlines() {
     assert_eq!(deadline(&instance), Some(901), "preparation");
     instance.handle(at(2), Event::DropletReady, &config);
     assert_eq!(deadline(&instance), Some(901), "the droplet is part of it");
-    instance.handle(at(3), Event::Launched { port: Some(1) }, &config);
+    instance.handle(at(3), Event::Launched { port: Some(1), state_file: false }, &config);
     assert_eq!(deadline(&instance), Some(63), "the agent's health check time-out");
     instance.handle(at(4), Event::Stop, &config);
     assert_eq!(deadline(&instance), Some(64), "force");
@@ -234,7 +234,7 @@ fn deadlines() {
     let mut patient = Instance::new(InstanceKey(1), Arc::new(start), InstanceId::from("id"), String::new(), at(0).wall);
     patient.handle(at(0), Event::Begin, &config);
     patient.handle(at(0), Event::DropletReady, &config);
-    patient.handle(at(5), Event::Launched { port: Some(1) }, &config);
+    patient.handle(at(5), Event::Launched { port: Some(1), state_file: false }, &config);
     assert_eq!(deadline(&patient), Some(185), "the message's health check time-out");
     patient.handle(at(185), Event::Deadline, &config);
     assert_eq!(deadline(&patient), Some(195), "killed again, for the reaper has to wait");
@@ -250,7 +250,7 @@ fn deadlines() {
 fn nothing_to_check_is_healthy_at_once() {
     for (uris, port, running) in [(&["a"][..], Some(1), false), (&["a"][..], None, true), (&[][..], Some(1), true), (&[][..], None, true)] {
         let mut instance = born(uris);
-        for event in [Event::Begin, Event::DropletReady, Event::Launched { port }] {
+        for event in [Event::Begin, Event::DropletReady, Event::Launched { port, state_file: false }] {
             instance.handle(at(0), event, &config());
         }
         assert_eq!(instance.state() == InstanceState::Running, running, "{uris:?} {port:?}");

@@ -77,7 +77,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         Just(Event::Begin),
         Just(Event::Refuse(crate::resources::Resource::Disk)),
         Just(Event::DropletReady),
-        Just(Event::Launched { port: Some(1) }),
+        Just(Event::Launched { port: Some(1), state_file: false }),
         Just(Event::Ready),
         Just(Event::Stop),
         Just(Event::Exited(Exit { status: 0, description: String::new() })),

@@ -447,7 +447,7 @@ fn apps_without_routes_or_port_run_without_registration() {
     scene.take(started(start_message("job", 0)));
     scene.take(droplet_ready());
     scene.at(2).check(
-        Input::Sandbox(InstanceKey(2), SandboxEvent::Launched { port: None }),
+        Input::Sandbox(InstanceKey(2), SandboxEvent::Launched { port: None, state_file: false }),
         expect![[r#"
         job/0 (2) STARTING → RUNNING
         dea.heartbeat worker/0 v1 RUNNING since 1, job/0 v1 RUNNING since 2

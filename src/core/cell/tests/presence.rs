@@ -156,7 +156,7 @@ fn run_many(scene: &mut Scene, count: u64) -> Vec<Effect> {
         effects.extend(scene.take(started(start)));
         effects.extend(scene.take(droplet_ready()));
         let key = InstanceKey(scene.cell.last_key);
-        effects.extend(scene.take(Input::Sandbox(key, SandboxEvent::Launched { port: Some(1) })));
+        effects.extend(scene.take(Input::Sandbox(key, SandboxEvent::Launched { port: Some(1), state_file: false })));
         effects.extend(scene.take(Input::Sandbox(key, SandboxEvent::Ready)));
     }
     effects
