@@ -13,4 +13,5 @@ mod dev;
 mod faults;
 mod hardening;
 mod hostile_messages;
+mod slow_consumer;
 mod three_processes;

@@ -1,0 +1,79 @@
+//! An agent that does not keep up with what is sent to it: messages are lost, which is told, and everything goes on.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use crate::bare_protocol::World;
+use crate::harness::{eventually, get_until, get_with, loopback};
+
+/// A world with one running instance, and where that is.
+fn serving() -> (World, SocketAddr) {
+    let mut world = World::start_by(&[], "status: {user: me, password: word}\n");
+    let sha1 = world.stage("t1", World::package())["droplet_sha1"].clone();
+    let start = world.start_message(0, &sha1);
+    world.nats.publish(&format!("dea.{}.start", world.dea), &start);
+    let route = world.nats.expect("router.register", |_| true).json;
+    (world, loopback(u16::try_from(route["port"].as_u64().unwrap()).unwrap()))
+}
+
+/// Messages that the agent says it has lost.
+fn lost(status: SocketAddr) -> u64 {
+    // "me:word" in base64.
+    let response = get_with(status, "status", "/varz", "authorization: Basic bWU6d29yZA==\r\n").unwrap();
+    serde_json::from_str::<Value>(&response.body).unwrap()["bus"]["slow_consumer"].as_u64().unwrap()
+}
+
+fn assert_all_is_well(world: &mut World, instance: SocketAddr) {
+    get_until(instance, "shop.example.net", "/", 200);
+    let app = world.start_message(0, &Value::Null)["droplet"].clone();
+    // A question may be among what is lost.
+    eventually("an answer", || {
+        world.nats.ask("dea.find.droplet", "inbox.well", &json!({"droplet": app, "include_stats": true}));
+        (world.nats.count_within("inbox.well", std::time::Duration::from_millis(200)) > 0).then_some(())
+    });
+    assert_eq!(world.nats.expect("inbox.well", |_| true).json["state"], "RUNNING");
+    world.nats.forget();
+    world.nats.expect("dea.heartbeat", |beat| beat.json["droplets"][0]["state"] == "RUNNING");
+    world.nats.expect("dea.advertise", |_| true);
+}
+
+#[test]
+fn more_requests_than_can_be_answered_are_dropped_counted_and_told() {
+    let (mut world, instance) = serving();
+    let announced = world.nats.expect("vcap.component.announce", |_| true).json;
+    let status = announced["host"].as_str().unwrap().parse().unwrap();
+    // Costly to read, cheap to send: while the agent reads one, hundreds come.
+    let ids: Vec<String> = (0..200).map(|number| format!("{number:032x}")).collect();
+    let question = json!({"droplet": "nobody", "instances": ids}).to_string();
+    world.agent.signal("-STOP");
+    for _ in 0..8000 {
+        world.nats.publish_bytes("dea.find.droplet", "nowhere", question.as_bytes());
+    }
+    for _ in 0..20_000 {
+        world.nats.publish_bytes("dea.find.droplet", "nowhere", b"{\"droplet\":\"nobody\"}");
+    }
+    world.agent.signal("-CONT");
+    eventually("messages to be lost", || (lost(status) > 0).then_some(()));
+    world.agent.line("slow consumer, messages are being dropped");
+    assert_all_is_well(&mut world, instance);
+    world.agent.line("slow consumer has caught up");
+}
+
+#[test]
+fn an_agent_that_its_server_has_thrown_out_comes_back() {
+    let (mut world, instance) = serving();
+    let junk = vec![b'x'; 1 << 20];
+    world.agent.signal("-STOP");
+    // More than a server holds back for anybody.
+    for _ in 0..96 {
+        world.nats.publish_bytes("dea.update", "nowhere", &junk);
+    }
+    world.server.line("Slow Consumer Detected");
+    world.nats.forget();
+    world.agent.signal("-CONT");
+    // Whatever it had registered, it registers anew.
+    let route = world.nats.expect("router.register", |_| true).json;
+    assert_eq!(route["port"], instance.port());
+    assert_all_is_well(&mut world, instance);
+}
