@@ -8,6 +8,7 @@ mod health;
 mod host;
 mod lifecycle;
 mod staging;
+mod storm;
 mod world;
 
 use std::process::ExitCode;
@@ -53,6 +54,7 @@ trials![
     bus::a_burst_of_starts_does_not_block_the_agent,
     bus::after_an_outage_everything_is_announced_again,
     burst::all_that_shall_run_run_and_all_that_shall_end_end,
+    storm::a_thousand_starts_with_stops_among_them,
     bus::an_agent_waits_for_its_server,
     bus::an_agent_ends_without_its_server,
     bus::routers_that_answer_the_greeting_get_all_routes,
