@@ -34,8 +34,10 @@ pub(crate) fn agent(args: &AgentArgs) -> Result<u8, Failure> {
     // Now that the log is open, and before there are threads.
     config.harden().map_err(|error| Failure::from_chain(FAILED_START, "cannot harden the agent", &error))?;
     signals::run_until_signalled(|stop| async move {
+        let leave = signals::Leave::listen()?;
         let started = Agent::start(config, stop).await;
         let agent = started.map_err(|error| Failure::from_chain(FAILED_START, "cannot start the agent", &error))?;
+        tokio::spawn(leave.forward(agent.signals()));
         Ok(agent.wait().await)
     })
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dewar_bus::{Bus, BusError};
-use dewar_core::Cell;
+use dewar_core::{Cell, Signal};
 use dewar_protocol::CellId;
 use dewar_sandbox::EngineError;
 use tokio::sync::mpsc;
@@ -36,6 +36,9 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 /// For tasks to end after the cell has said that all is over.
 const TASKS_LIMIT: Duration = Duration::from_secs(10);
 
+/// Signals that wait for the driver, which takes them before everything else.
+const SIGNALS: usize = 4;
+
 /// The exit code after a mistake of our own: `EX_SOFTWARE`.
 const EXIT_MISTAKE: u8 = 70;
 
@@ -48,6 +51,7 @@ pub struct Agent;
 pub struct AgentHandle {
     id: CellId,
     status_addr: SocketAddr,
+    signals: mpsc::Sender<Signal>,
     done: JoinHandle<u8>,
 }
 
@@ -114,13 +118,20 @@ impl AgentHandle {
         self.status_addr
     }
 
+    /// Where to tell the agent what its operator wants. Sending waits while a few others are not taken yet, and fails when the agent
+    /// has ended.
+    #[must_use]
+    pub fn signals(&self) -> mpsc::Sender<Signal> {
+        self.signals.clone()
+    }
+
     /// The agent's id on the bus.
     #[must_use]
     pub fn id(&self) -> &CellId {
         &self.id
     }
 
-    /// Waits until the agent has ended, and returns the process's exit code. After the token is cancelled this takes as long as the
+    /// Waits until the agent has ended, by its token or a signal, and returns the process's exit code. A shutdown takes as long as the
     /// instances need to stop, at most the cell's limit of 30 s and some seconds to clean up.
     pub async fn wait(self) -> u8 {
         self.done.await.unwrap_or(EXIT_MISTAKE)
@@ -147,7 +158,8 @@ impl Agent {
         let (outbox, sender) = Outbox::new(bus.clone(), greeting_inbox, config.compat.split_heartbeats);
         let effects = host.effects(&config, &outbox, &logs, reports, &tasks, &listening);
         let cell = Cell::new(host.cell_config(&config), host.rng);
-        let driver = Driver { cell, effects, requests: asked, reports: reported, bus: bus.clone(), bus_events, stop };
+        let (signals, signalled) = mpsc::channel(SIGNALS);
+        let driver = Driver { cell, effects, requests: asked, reports: reported, bus: bus.clone(), bus_events, stop, signals: signalled };
         let status = StatusServer {
             listener: host.status_listener,
             facts: host.facts,
@@ -164,7 +176,7 @@ impl Agent {
         tasks.spawn(status.run(tasks.clone(), ended.clone()));
         info!(%id, base_dir = %host.base_dir.paths().base().display(), status = %status_addr, "agent started");
         let running = Running { bus, tasks, ended, listening, sender, _base_dir: host.base_dir, _pid_file: host.pid_file };
-        Ok(AgentHandle { id, status_addr, done: tokio::spawn(running.until_end(driver)) })
+        Ok(AgentHandle { id, status_addr, signals, done: tokio::spawn(running.until_end(driver)) })
     }
 }
 

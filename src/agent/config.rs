@@ -7,6 +7,7 @@
 //! that are not looked up) and `egress.ca_file` (authorities that guests trust for `https` besides the host's).
 
 mod check;
+mod compat;
 mod egress;
 mod instance;
 mod logging;
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dewar_bus::BusConfig;
-use dewar_core::{Capacity, ExitedReasons, Intervals};
+use dewar_core::{Capacity, Evacuation, ExitedReasons, Intervals};
 use dewar_protocol::{Bytes, Secret};
 use dewar_sandbox::{CompileLimits, CpuQuota, HttpLimits, OperatorEgress};
 use serde_json::{Value, json};
@@ -182,16 +183,20 @@ pub struct StagingSettings {
 /// How much of each era of the protocol is spoken.
 #[derive(Debug, Clone, Copy)]
 pub struct CompatConfig {
-    /// Subjects that late versions of the original dropped: `dea.status`, `dea.locate`, `healthmanager.start`, `staging`,
-    /// `staging.locate`.
+    /// Subjects that late versions of the original dropped: `dea.start`, `dea.status`, `dea.locate`, `healthmanager.start`,
+    /// `router.greet`, `staging`, `staging.locate`, `staging.advertise`.
     pub legacy_subjects: bool,
-    /// `vcap.component.discover`.
+    /// `vcap.component.announce` and `vcap.component.discover`.
     pub component: bool,
     /// Which `droplet.exited` messages there are.
     pub exited_reasons: ExitedReasons,
     /// Heartbeats that are larger than the NATS server takes are sent in parts, for health managers that do not take an instance
     /// for lost which a heartbeat does not tell of. HM9000 does. Without this no more instances are taken than one has room for.
     pub split_heartbeats: bool,
+    /// Heartbeats are sent also when there is no instance to tell of.
+    pub empty_heartbeat: bool,
+    /// How instances are moved elsewhere when the agent is told to leave.
+    pub evacuation: Evacuation,
 }
 
 /// One mistake in a configuration.

@@ -11,6 +11,7 @@ use dewar_core::{BusEvent, Cell, Input, Mono, Now, Request, Signal, Wall};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use crate::effects::{Asker, Effects};
 
@@ -40,6 +41,8 @@ pub(crate) struct Driver {
     pub(crate) bus_events: mpsc::Receiver<dewar_bus::BusEvent>,
     /// Cancelled when the agent is to shut down.
     pub(crate) stop: CancellationToken,
+    /// What else the operator wants.
+    pub(crate) signals: mpsc::Receiver<Signal>,
 }
 
 impl Driver {
@@ -56,6 +59,10 @@ impl Driver {
                 () = self.stop.cancelled(), if !stopping => {
                     stopping = true;
                     (one(Input::Signal(Signal::Shutdown)), Asker::Nobody)
+                }
+                Some(signal) = self.signals.recv() => {
+                    info!(?signal, "the operator wants something");
+                    (one(Input::Signal(signal)), Asker::Nobody)
                 }
                 Some(event) = self.bus_events.recv() => (bus_inputs(event, &self.bus), Asker::Nobody),
                 () = at(wake) => (one(Input::Wake), Asker::Nobody),

@@ -46,5 +46,7 @@ pub use config::{
     AgentConfig, CompatConfig, ConfigError, CpuConfig, DevAgent, EgressConfig, InstanceConfig, LogFormat, LoggingConfig, StagingSettings,
     StatusConfig,
 };
+/// What an operator can ask of an agent.
+pub use dewar_core::Signal;
 pub use hardening::{Hardening, HardeningError, InForce, harden_all_but_files};
 pub use log_counts::LogCounts;

@@ -1,8 +1,9 @@
 //! The root of an agent's state: takes each input to the part it is about, and puts the effects in order.
 //!
 //! The parts: [`instances`] for what instances do, [`staging`] for staging tasks, [`presence`] for what the rest of the world is
-//! told and when, [`pacing`] for how often, [`reports`] for answers, [`shutdown`] for the end.
+//! told and when, [`pacing`] for how often, [`reports`] for answers, [`evacuation`] and [`shutdown`] for the end.
 
+mod evacuation;
 mod instances;
 mod pacing;
 mod presence;
@@ -19,7 +20,7 @@ use crate::lifecycle::{Phase, Verdict, subject};
 use crate::reaper::Crashes;
 use crate::registry::Registry;
 use crate::resources::Remaining;
-use crate::staging_task::StagingTasks;
+use crate::staging_task::{StagingTasks, refusal};
 use crate::{Answer, CellConfig, Effect, Input, Mono, Now, ReplyTo, Request, Signal};
 
 /// An agent's whole state. One input costs O(log n) in the number of instances, except where the answer itself is as long as that.
@@ -66,6 +67,8 @@ impl Cell {
             Input::Droplet(sha1, event) => self.on_droplet(now, &sha1, event, &mut out),
             Input::Bus(event) => self.on_bus(now, event, &mut out),
             Input::Signal(Signal::Shutdown) => self.shut_down(now, &mut out),
+            Input::Signal(Signal::Drain) => self.drain(&mut out),
+            Input::Signal(Signal::Evacuate) => self.evacuate(now, &mut out),
             Input::Usage(samples) => {
                 for (key, sample) in samples {
                     self.registry.update(key, |instance| instance.measure(now.mono, sample));
@@ -80,12 +83,13 @@ impl Cell {
     /// When to call `handle` with [`Input::Wake`], unless something else happens before.
     #[must_use]
     pub fn next_wake(&self) -> Option<Mono> {
-        let exit_by = match self.phase {
+        let own = match self.phase {
             Phase::Serving => None,
-            Phase::Stopping { exit_by } => Some(exit_by),
+            Phase::Evacuating(departure) => Some(departure.next_pass),
+            Phase::Stopping { exit_by, .. } => Some(exit_by),
             Phase::Exited => return None,
         };
-        let deadlines = [self.presence.next_tick(), self.registry.deadlines().next(), self.tasks.deadlines().next(), exit_by];
+        let deadlines = [self.presence.next_tick(), self.registry.deadlines().next(), self.tasks.deadlines().next(), own];
         deadlines.into_iter().flatten().min()
     }
 
@@ -95,6 +99,10 @@ impl Cell {
             Verdict::Ignore => return,
             Verdict::Refuse(why) => {
                 out.push(Effect::Refused { request: subject(&request), why: why.to_owned() });
+                // Of the two things that are refused this is the one that has an answer.
+                if let Request::Stage(message) = &request {
+                    answer(out, reply_to, || Answer::Staged(Box::new(refusal(message, format!("Error staging: {why}")))));
+                }
                 return;
             }
         }
@@ -122,6 +130,7 @@ impl Cell {
         while let Some(key) = self.tasks.deadlines().due(now.mono) {
             self.on_task_deadline(key, out);
         }
+        self.on_evacuation_deadline(now, out);
         self.tick(now, out);
     }
 

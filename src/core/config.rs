@@ -37,6 +37,14 @@ pub struct CellConfig {
     pub crash_lifetime: Duration,
     /// Which `droplet.exited` messages there are.
     pub exited_reasons: ExitedReasons,
+    /// Whether the messages are sent that late versions of the original dropped: `dea.start`, `router.greet`, `staging.advertise`.
+    pub legacy_messages: bool,
+    /// Whether the agent announces itself as a component.
+    pub announces_component: bool,
+    /// Whether heartbeats are sent when there is no instance to tell of. Without them a health manager does not know the agent.
+    pub empty_heartbeats: bool,
+    /// How instances are moved elsewhere when the agent is told to leave.
+    pub evacuation: Evacuation,
     /// Whether one heartbeat has to tell of all instances. Then no more are taken than it has room for in the largest message that
     /// the NATS server takes. Otherwise the edge may send it in parts.
     pub whole_heartbeats: bool,
@@ -64,6 +72,10 @@ impl CellConfig {
             staging: StagingConfig::default(),
             crash_lifetime: Duration::from_secs(3600),
             exited_reasons: ExitedReasons::Classic,
+            legacy_messages: true,
+            announces_component: true,
+            empty_heartbeats: true,
+            evacuation: Evacuation::default(),
             whole_heartbeats: true,
             component,
             shutdown_limit: Duration::from_secs(30),
@@ -108,10 +120,33 @@ impl Default for StagingConfig {
     }
 }
 
+/// How instances are moved elsewhere when an agent is told to leave. They serve meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evacuation {
+    /// Heartbeats call them EVACUATING, upon which a health manager such as HM9000 starts replacements and has them stopped. The
+    /// agent leaves when none is left and nothing is staged any more, at the latest after the bail-out time. Health managers up to 2013
+    /// do not know this state; with [`ExitedReasons::Classic`] they hear of `DEA_EVACUATION`, too.
+    Deterministic {
+        /// To wait at most, to be followed by a shutdown.
+        bail_out: Duration,
+    },
+    /// Health managers hear of `DEA_EVACUATION` and get no heartbeat any more, and the agent leaves after this time.
+    FixedDelay {
+        /// From the signal to the shutdown.
+        delay: Duration,
+    },
+}
+
+impl Default for Evacuation {
+    fn default() -> Self {
+        Self::Deterministic { bail_out: Duration::from_secs(600) }
+    }
+}
+
 /// Which `droplet.exited` messages there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitedReasons {
-    /// `CRASHED`, `STOPPED` and `DEA_SHUTDOWN`, as health managers up to 2013 want.
+    /// `CRASHED`, `STOPPED`, `DEA_SHUTDOWN` and `DEA_EVACUATION`, as health managers up to 2013 want.
     Classic,
     /// `CRASHED` only.
     Modern,

@@ -16,6 +16,9 @@
 //! check ([`HealthCheck`]) is healthy as soon as it is launched. Stopping an instance that has no sandbox yet passes through
 //! STOPPING without waiting.
 //!
+//! An instance that is evacuated goes on as it was, but is called EVACUATING instead of STARTING or RUNNING. One that becomes healthy
+//! as such stays EVACUATING, and is reached by its routes from then on.
+//!
 //! | event | BORN | STARTING | RUNNING | STOPPING | CRASHED |
 //! |---|---|---|---|---|---|
 //! | `Begin` | STARTING | – | – | – | – |
@@ -25,6 +28,7 @@
 //! | `Launched` | – | health check, or RUNNING | – | – | – |
 //! | `Ready` | – | RUNNING | – | – | – |
 //! | `Exited` | – | CRASHED | CRASHED | STOPPED | the sandbox is gone |
+//! | `Evacuate` | – | EVACUATING | EVACUATING | – | – |
 //! | `Stop` | STOPPED | STOPPING | STOPPING | ask again | – |
 //! | `Deadline` | – | kill, CRASHED | – | kill again | kill again, or reap |
 //!
@@ -40,8 +44,8 @@ use std::time::Duration;
 use dewar_protocol::{InstanceId, InstanceState, Mib, StartMessage};
 
 pub(crate) use self::report::UriChange;
+pub(crate) use self::state::is_heartbeated;
 use self::state::{StartPhase, State, allows, reserves_disk, reserves_memory};
-pub(crate) use self::state::{is_heartbeated, is_routed};
 use self::usage::Usage;
 use crate::resources::{Reservation, Resource};
 use crate::{CellConfig, Exit, HealthCheck, InstanceKey, Mono, Now, Sample, Wall};
@@ -74,6 +78,8 @@ pub(crate) enum Event {
     },
     Ready,
     Exited(Exit),
+    /// It is to be replaced elsewhere, and kept until then.
+    Evacuate,
     Stop,
     /// The time of [`Instance::deadline`] has come.
     Deadline,
@@ -93,6 +99,8 @@ pub(crate) enum Deed {
     StartSandbox,
     StopSandbox,
     KillSandbox,
+    /// It has become healthy, while its state is called as before.
+    Reachable,
     /// The health check has not passed in time; for the app's developer.
     Unhealthy,
     /// The crash has been kept long enough.
@@ -112,6 +120,8 @@ pub(crate) struct Instance {
     pub(crate) version: String,
     pub(crate) uris: Vec<String>,
     state: State,
+    /// Whether it is only kept until its replacement runs elsewhere: then STARTING and RUNNING are called EVACUATING.
+    evacuating: bool,
     state_since: Wall,
     /// When it entered STARTING; `None` if it never did, and then it has never had anything.
     started: Option<Now>,
@@ -139,6 +149,7 @@ impl Instance {
             uris: start.uris.clone(),
             start,
             state: State::Born,
+            evacuating: false,
             state_since: born,
             started: None,
             port: None,
@@ -149,7 +160,15 @@ impl Instance {
     }
 
     pub(crate) fn state(&self) -> InstanceState {
-        self.state.name()
+        match self.state.name() {
+            InstanceState::Starting | InstanceState::Running if self.evacuating => InstanceState::Evacuating,
+            name => name,
+        }
+    }
+
+    /// Whether its routes lead to it.
+    pub(crate) fn is_routed(&self) -> bool {
+        self.state == State::Running
     }
 
     pub(crate) fn deadline(&self) -> Option<Mono> {
@@ -210,6 +229,7 @@ impl Instance {
             Event::Launched { port, state_file } => self.launched(now, port, state_file, config),
             Event::Ready => self.ready(now),
             Event::Exited(exit) => self.exited(now, exit, config),
+            Event::Evacuate => self.evacuate(now),
             Event::Stop => self.stop(now),
             Event::Deadline => self.deadline_passed(now, config),
         }
@@ -273,7 +293,7 @@ impl Instance {
                 self.port = port;
                 self.health_check = HealthCheck::of(&self.start, port.is_some(), state_file);
                 let Some(limit) = self.health_check.time_limit(&self.start, config.health_check_timeout) else {
-                    return vec![self.enter(now, State::Running, None)];
+                    return vec![self.run(now)];
                 };
                 self.state = State::Starting { phase: StartPhase::HealthCheck, deadline: now.mono + limit };
                 Vec::new()
@@ -289,13 +309,34 @@ impl Instance {
 
     fn ready(&mut self, now: Now) -> Vec<Deed> {
         match self.state {
-            State::Starting { phase: StartPhase::HealthCheck, .. } => vec![self.enter(now, State::Running, None)],
+            State::Starting { phase: StartPhase::HealthCheck, .. } => vec![self.run(now)],
             State::Starting { phase: StartPhase::Droplet | StartPhase::Sandbox, .. }
             | State::Born
             | State::Running
             | State::Stopping { .. }
             | State::Stopped
             | State::Crashed { .. } => Vec::new(),
+        }
+    }
+
+    fn run(&mut self, now: Now) -> Deed {
+        if self.evacuating {
+            self.state = State::Running;
+            return Deed::Reachable;
+        }
+        self.enter(now, State::Running, None)
+    }
+
+    fn evacuate(&mut self, now: Now) -> Vec<Deed> {
+        match self.state {
+            State::Starting { .. } | State::Running if !self.evacuating => {
+                let from = self.state();
+                self.evacuating = true;
+                vec![self.entered(now, from, None)]
+            }
+            State::Starting { .. } | State::Running | State::Born | State::Stopping { .. } | State::Stopped | State::Crashed { .. } => {
+                Vec::new()
+            }
         }
     }
 
@@ -371,11 +412,16 @@ impl Instance {
         }
     }
 
-    /// The one place where the state changes its name.
     fn enter(&mut self, now: Now, state: State, why: Option<String>) -> Deed {
-        let (from, to) = (self.state.name(), state.name());
-        assert!(allows(from, to), "an instance went from {from} to {to}");
+        let from = self.state();
         self.state = state;
+        self.entered(now, from, why)
+    }
+
+    /// The one place where the state has changed its name.
+    fn entered(&mut self, now: Now, from: InstanceState, why: Option<String>) -> Deed {
+        let to = self.state();
+        assert!(allows(from, to), "an instance went from {from} to {to}");
         self.state_since = now.wall;
         if !self.is_active() {
             self.usage = Usage::default();

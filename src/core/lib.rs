@@ -31,7 +31,7 @@ mod time;
 mod vocabulary;
 
 pub use cell::Cell;
-pub use config::{CellConfig, ComponentFacts, ExitedReasons, Intervals, StagingConfig};
+pub use config::{CellConfig, ComponentFacts, Evacuation, ExitedReasons, Intervals, StagingConfig};
 pub use health::HealthCheck;
 pub use resources::Capacity;
 pub use time::{Mono, Now, Wall};

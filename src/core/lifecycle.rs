@@ -7,13 +7,28 @@ use crate::{Mono, Request};
 pub(crate) enum Phase {
     /// Takes everything.
     Serving,
+    /// Takes nothing new, and keeps what it has until that is replaced elsewhere.
+    Evacuating(Departure),
     /// Takes nothing new, and waits for what it has to end.
     Stopping {
         /// When to stop waiting.
         exit_by: Mono,
+        /// Whether it was evacuated before, so that health managers know of every end.
+        evacuated: bool,
     },
     /// Has asked for the end of the process; nothing matters any more.
     Exited,
+}
+
+/// How far an evacuation has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Departure {
+    /// When to look again whether anything is left.
+    pub(crate) next_pass: Mono,
+    /// When to shut down, whatever is left.
+    pub(crate) bail_out: Mono,
+    /// Whether health managers take the instances for lost from the beginning.
+    pub(crate) silent: bool,
 }
 
 /// What becomes of a request in a phase.
@@ -30,22 +45,29 @@ impl Phase {
     pub(crate) fn judge(self, request: &Request) -> Verdict {
         match self {
             Self::Serving => Verdict::Take,
-            Self::Stopping { .. } => match request {
-                Request::StartInstance(_) | Request::Stage(_) => Verdict::Refuse("this agent is shutting down"),
-                // An advertisement after `dea.shutdown` would put the agent back into placement.
-                Request::Locate | Request::LocateStager => Verdict::Ignore,
-                Request::StopInstances(_)
-                | Request::UpdateApp(_)
-                | Request::FindInstances(_)
-                | Request::StopStaging(_)
-                | Request::ReportHeartbeat
-                | Request::RegisterRoutes(_)
-                | Request::ReportStatus
-                | Request::DiscoverComponent
-                | Request::ReportVarz => Verdict::Take,
-            },
+            Self::Evacuating(_) if is_new(request) => Verdict::Refuse("this agent is being evacuated"),
+            Self::Stopping { .. } if is_new(request) => Verdict::Refuse("this agent is shutting down"),
+            Self::Evacuating(_) | Self::Stopping { .. } => Verdict::Take,
             Self::Exited => Verdict::Ignore,
         }
+    }
+}
+
+/// Whether it would begin something.
+fn is_new(request: &Request) -> bool {
+    match request {
+        Request::StartInstance(_) | Request::Stage(_) => true,
+        Request::StopInstances(_)
+        | Request::UpdateApp(_)
+        | Request::FindInstances(_)
+        | Request::Locate
+        | Request::LocateStager
+        | Request::StopStaging(_)
+        | Request::ReportHeartbeat
+        | Request::RegisterRoutes(_)
+        | Request::ReportStatus
+        | Request::DiscoverComponent
+        | Request::ReportVarz => false,
     }
 }
 

@@ -163,6 +163,10 @@ pub enum BusEvent {
 pub enum Signal {
     /// Stop everything and exit.
     Shutdown,
+    /// Take the agent out of placement: it is not advertised any more. It goes on with what it has.
+    Drain,
+    /// Have all instances replaced elsewhere, then shut down.
+    Evacuate,
 }
 
 /// What one sandbox has used up to a moment.

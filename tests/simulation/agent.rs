@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dewar_core::{
-    BusEvent, Capacity, Cell, CellConfig, ComponentFacts, DropletEvent, Effect, Exit, InstanceKey, Intervals, SandboxEvent, StagedDroplet,
-    StagingError, StagingEvent, TaskKey,
+    BusEvent, Capacity, Cell, CellConfig, ComponentFacts, DropletEvent, Effect, Evacuation, Exit, InstanceKey, Intervals, SandboxEvent,
+    StagedDroplet, StagingError, StagingEvent, TaskKey,
 };
 use dewar_protocol::{DropletSha1, Mib, Secret, StartMessage};
 
@@ -76,6 +76,9 @@ pub(crate) fn config(process: u64, chance: &mut Chance) -> CellConfig {
     if chance.percent(30) {
         config.exited_reasons = dewar_core::ExitedReasons::Modern;
     }
+    let time = chance.seconds(10, 120);
+    config.evacuation =
+        if chance.percent(70) { Evacuation::Deterministic { bail_out: time } } else { Evacuation::FixedDelay { delay: time } };
     config
 }
 

@@ -2,8 +2,8 @@
 
 use dewar_core::{Input, Request, Signal};
 use dewar_protocol::{
-    AppId, DropletSha1, FindDroplet, InstanceFilter, Limits, Mib, RouterStart, Secret, StagingMessage, StagingProperties, StagingStop,
-    StartMessage, Stop, TaskId, Update,
+    AppId, DropletSha1, FindDroplet, InstanceFilter, InstanceState, Limits, Mib, RouterStart, Secret, StagingMessage, StagingProperties,
+    StagingStop, StartMessage, Stop, TaskId, Update,
 };
 
 use crate::chance::Chance;
@@ -69,11 +69,23 @@ fn ask(world: &mut World) {
         }
         860..880 => world.broadcast(&Request::ReportHeartbeat),
         880..900 => world.broadcast(&Request::Locate),
-        900..940 => world.measure(agent),
-        940..980 => world.disconnect(agent),
+        900..930 => world.measure(agent),
+        930..945 => stop_evacuees(world),
+        945..980 => world.disconnect(agent),
         // Storms are made of these, too: more would leave no agent up for long.
-        980..992 => world.feed(agent, Input::Signal(Signal::Shutdown)),
+        980..982 => world.feed(agent, Input::Signal(Signal::Drain)),
+        982..988 => world.feed(agent, Input::Signal(Signal::Evacuate)),
+        988..994 => world.feed(agent, Input::Signal(Signal::Shutdown)),
         _ => world.restart(agent),
+    }
+}
+
+/// What a health manager does once it knows that others run in their place.
+fn stop_evacuees(world: &mut World) {
+    for evacuee in world.instances().into_iter().filter(|instance| instance.state == InstanceState::Evacuating) {
+        let ids = Some(vec![evacuee.instance_id]);
+        let filter = InstanceFilter { app_id: Some(evacuee.app_id), version: Some(evacuee.version), instances: ids, ..Default::default() };
+        world.broadcast(&Request::StopInstances(Stop { filter, whole_app: false }));
     }
 }
 

@@ -8,17 +8,18 @@
 //! - one CRASHED exit message per crash, at the time of the crash, and nothing after STOPPED;
 //! - at most one first reply and one second reply to a staging request, in this order;
 //! - what an instance may have left on disk is deleted once, and not while its sandbox lives;
-//! - nothing periodic while the bus is down, nothing new after the farewell;
+//! - nothing periodic while the bus is down, no advertisement after the farewell, nothing new once the agent leaves;
+//! - an evacuated agent keeps what it has, tells of its going once, and is gone when its time is over;
 //! - waking an agent before its time changes nothing, and waking it in time moves its next time on.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use dewar_core::{
-    Answer, BusEvent, Cell, Effect, Input, InstanceKey, Intervals, Mono, Now, Publication, ReplyTo, Request, SandboxEvent, Varz,
+    Answer, BusEvent, Cell, Effect, Input, InstanceKey, Intervals, Mono, Now, Publication, ReplyTo, Request, SandboxEvent, Signal, Varz,
     VarzInstance,
 };
-use dewar_protocol::{ExitReason, Heartbeat, InstanceId, InstanceState, RouteRegistration};
+use dewar_protocol::{DropletExited, ExitReason, Heartbeat, InstanceId, InstanceState, RouteRegistration};
 
 use crate::world::answers;
 
@@ -29,6 +30,8 @@ const HEARTBEAT: &str = "dea.heartbeat";
 const ADVERTISE: &str = "dea.advertise";
 const STAGING_ADVERTISE: &str = "staging.advertise";
 const REGISTER: &str = "router.register";
+/// The longest evacuation that [`crate::agent::config`] allows.
+const EVACUATION_MOST: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -50,7 +53,17 @@ pub(crate) struct Ledger {
     /// When what is repeated was said last; routes by port.
     said: BTreeMap<(&'static str, u16), Mono>,
     connected: bool,
+    /// It is out of placement.
     farewell: bool,
+    /// It takes nothing new.
+    leaving: bool,
+    /// Since it was told to evacuate, as long as that lasts.
+    evacuating: Option<Mono>,
+    evacuated: bool,
+    /// It takes no requests.
+    deaf: bool,
+    /// Whose evacuation was told.
+    foretold: BTreeSet<InstanceId>,
 }
 
 pub(crate) fn varz(cell: &mut Cell, now: Now) -> Varz {
@@ -64,8 +77,13 @@ pub(crate) fn varz(cell: &mut Cell, now: Now) -> Varz {
 
 impl Ledger {
     /// An input that is about to be taken.
-    pub(crate) fn expect(&mut self, input: &Input) {
+    pub(crate) fn expect(&mut self, now: Now, input: &Input) {
         match input {
+            Input::Signal(Signal::Shutdown) => (self.leaving, self.evacuating) = (true, None),
+            Input::Signal(Signal::Evacuate) if !self.leaving => {
+                (self.leaving, self.evacuated, self.evacuating) = (true, true, Some(now.mono));
+                self.not_told.clear();
+            }
             Input::Bus(event @ (BusEvent::Up | BusEvent::Down)) => {
                 self.connected = *event == BusEvent::Up;
                 self.not_told.clear();
@@ -79,8 +97,9 @@ impl Ledger {
     /// An input that has been taken.
     pub(crate) fn taken(&mut self, input: &Input, effects: &[Effect]) {
         assert!(self.untold.is_empty(), "a crash was not told: {effects:?}");
-        if let (Input::Request(Request::Stage(_), Some(reply_to)), [Effect::Refused { .. }]) = (input, effects) {
-            self.stagings.remove(reply_to);
+        if let (Input::Request(Request::Stage(_), Some(reply_to)), [Effect::Refused { .. }, ..]) = (input, effects) {
+            let answered = self.stagings.remove(reply_to);
+            assert!(!self.leaving || answered == Some((0, 1)), "a refused staging is answered");
         }
     }
 
@@ -95,8 +114,9 @@ impl Ledger {
             Effect::Reply(to, answer) => self.note_answer(to, answer),
             Effect::Transitioned { instance, instance_id, from, to, .. } => self.note_transition(now, *instance, instance_id, *from, *to),
             Effect::StartSandbox(spec) => {
-                assert!(!self.farewell, "something is started after the farewell");
-                assert_eq!(self.states.get(&spec.key), Some(&InstanceState::Starting));
+                assert!(!self.deaf, "something is started by an agent that shuts down");
+                let state = self.states.get(&spec.key);
+                assert!(matches!(state, Some(InstanceState::Starting | InstanceState::Evacuating)), "{state:?}");
             }
             Effect::StopSandbox(key) => {
                 let mut leading = self.routes.iter().filter(|(port, uris)| !uris.is_empty() && self.ports.get(port) == Some(key));
@@ -106,13 +126,9 @@ impl Ledger {
                 let key = self.files.remove(id);
                 self.cleared.insert(key.unwrap_or_else(|| panic!("{id:?} has no files, or none any more")));
             }
-            Effect::StartStaging(_) | Effect::FetchDroplet { .. } => assert!(!self.farewell, "something is started after the farewell"),
-            Effect::KillSandbox(_)
-            | Effect::CancelStaging(_)
-            | Effect::AppLog { .. }
-            | Effect::Refused { .. }
-            | Effect::Unsubscribe
-            | Effect::Exit(_) => {}
+            Effect::StartStaging(_) | Effect::FetchDroplet { .. } => assert!(!self.leaving, "something is begun by an agent that leaves"),
+            Effect::Unsubscribe => (self.deaf, self.evacuating) = (true, None),
+            Effect::KillSandbox(_) | Effect::CancelStaging(_) | Effect::AppLog { .. } | Effect::Refused { .. } | Effect::Exit(_) => {}
         }
     }
 
@@ -135,7 +151,8 @@ impl Ledger {
             }
             Publication::RouterRegister(it) => {
                 assert!(self.connected, "a registration without a bus");
-                assert_eq!(self.states[&self.ports[&it.port]], InstanceState::Running, "a route to nowhere: {it:?}");
+                let state = self.states[&self.ports[&it.port]];
+                assert!(matches!(state, InstanceState::Running | InstanceState::Evacuating), "a route to nowhere: {it:?}");
                 assert!(!it.uris.is_empty());
                 self.routes.entry(it.port).or_default().extend(it.uris.iter().cloned());
             }
@@ -144,25 +161,32 @@ impl Ledger {
                 let known = self.routes.entry(*port).or_default();
                 known.retain(|uri| !uris.contains(uri));
             }
-            Publication::DropletExited(exited) => {
-                let (crashed, id) = (exited.reason == ExitReason::Crashed, &exited.instance_id);
-                assert_eq!(exited.crash_timestamp, crashed.then(|| now.wall.whole_seconds()));
-                assert!(!crashed || self.untold.remove(id), "a crash is told that did not happen, or twice: {exited:?}");
-                assert!(self.ended.insert(id.clone()), "an end is told twice: {exited:?}");
-                assert!(crashed || (exited.reason == ExitReason::DeaShutdown) == self.farewell);
-            }
-            Publication::Shutdown(_) => {
-                assert!(!self.farewell, "the farewell is said twice");
-                self.farewell = true;
-            }
+            Publication::DropletExited(exited) => self.note_exited(now, exited),
+            Publication::Shutdown(_) => self.farewell = true,
             Publication::RouterGreet | Publication::ComponentAnnounce(_) => assert!(self.connected),
         }
+    }
+
+    fn note_exited(&mut self, now: Now, exited: &DropletExited) {
+        let (crashed, id) = (exited.reason == ExitReason::Crashed, &exited.instance_id);
+        assert_eq!(exited.crash_timestamp, crashed.then(|| now.wall.whole_seconds()));
+        match exited.reason {
+            ExitReason::Crashed => assert!(self.untold.remove(id), "a crash is told that did not happen, or twice: {exited:?}"),
+            ExitReason::Stopped => assert!(!self.leaving, "{exited:?}"),
+            ExitReason::DeaShutdown => assert!(self.leaving && !self.evacuated, "{exited:?}"),
+            ExitReason::DeaEvacuation => {
+                assert!(self.evacuated && !self.deaf && self.foretold.insert(id.clone()), "{exited:?}");
+                return;
+            }
+        }
+        assert!(crashed || !self.foretold.contains(id), "an end that was foretold is told again: {exited:?}");
+        assert!(self.ended.insert(id.clone()), "an end is told twice: {exited:?}");
     }
 
     fn note_heartbeat(&mut self, heartbeat: &Heartbeat) {
         let told = |state| heartbeat.droplets.iter().filter(|entry| entry.state == state).count();
         let known = |state| self.states.iter().filter(move |(_, known)| **known == state).map(|(key, _)| *key);
-        for state in [InstanceState::Starting, InstanceState::Running] {
+        for state in [InstanceState::Starting, InstanceState::Running, InstanceState::Evacuating] {
             assert_eq!(told(state), known(state).count(), "{state} in {heartbeat:?}");
         }
         // A crash that has just been reaped is known here until the next check.
@@ -190,18 +214,21 @@ impl Ledger {
     }
 
     fn note_transition(&mut self, now: Now, key: InstanceKey, id: &InstanceId, from: InstanceState, to: InstanceState) {
-        use InstanceState::{Born, Crashed, Running, Starting, Stopped, Stopping};
+        use InstanceState::{Born, Crashed, Evacuating, Running, Starting, Stopped, Stopping};
         let before = self.states.insert(key, to);
         assert_eq!(before.unwrap_or(Born), from, "{key:?} was in another state");
         let legal = matches!(
             (from, to),
             (Born, Starting | Crashed | Stopped)
-                | (Starting, Running | Crashed | Stopping)
-                | (Running, Crashed | Stopping)
+                | (Starting, Running | Crashed | Stopping | Evacuating)
+                | (Running, Crashed | Stopping | Evacuating)
+                | (Evacuating, Crashed | Stopping)
                 | (Stopping, Stopped)
         );
+        assert!(from != Born || !self.leaving, "{key:?} is begun by an agent that leaves");
+        assert!(to != Evacuating || self.evacuating == Some(now.mono), "{key:?} is evacuated later than the others");
         assert!(legal, "{key:?} went from {from} to {to}");
-        if to == Running && self.connected {
+        if to == Running && self.connected && !self.evacuated {
             self.not_told.insert(key, now.mono);
         } else {
             self.not_told.remove(&key);
@@ -218,6 +245,7 @@ impl Ledger {
     pub(crate) fn check(&mut self, now: Now, cell: &mut Cell, sandboxes: &BTreeSet<InstanceKey>) {
         let late = self.not_told.iter().find(|(_, since)| now.mono - **since > HEARTBEAT_DELAY);
         assert_eq!(late, None, "health managers do not hear of it by {now:?}");
+        assert!(self.evacuating.is_none_or(|since| now.mono - since <= EVACUATION_MOST), "the evacuation does not end");
         let seen = varz(cell, now);
         assert!(seen.available_memory_ratio >= 0.0 && seen.available_disk_ratio >= 0.0, "too much is promised");
         self.check_registry(&seen, sandboxes);
@@ -254,7 +282,8 @@ impl Ledger {
     fn check_routes(&self, seen: &Varz) {
         for (port, uris) in self.routes.iter().filter(|(_, uris)| !uris.is_empty()) {
             let instance = self.owner(*port, seen);
-            assert!(instance.is_some_and(|instance| instance.state == InstanceState::Running), "{uris:?} lead to {instance:?}");
+            let is_routed = |state| matches!(state, InstanceState::Running | InstanceState::Evacuating);
+            assert!(instance.is_some_and(|instance| is_routed(instance.state)), "{uris:?} lead to {instance:?}");
             assert!(instance.is_some_and(|instance| uris.iter().all(|uri| instance.uris.contains(uri))), "{uris:?} lead to {instance:?}");
         }
     }
@@ -314,6 +343,7 @@ impl Coverage {
             Effect::DeleteInstanceFiles(_) => "delete files".to_owned(),
             Effect::CancelStaging(_) => "cancel staging".to_owned(),
             Effect::Refused { why, .. } if why.contains("shutting down") => "refused while shutting down".to_owned(),
+            Effect::Refused { why, .. } if why.contains("evacuated") => "refused while evacuating".to_owned(),
             Effect::Publish(Publication::DropletExited(exited)) => exited.exit_description.lines().next().unwrap_or_default().to_owned(),
             Effect::Reply(_, Answer::Staged(reply)) => reply.error.clone().unwrap_or_else(|| "staged".to_owned()),
             Effect::Exit(code) => format!("exit {code}"),
@@ -337,11 +367,16 @@ impl Coverage {
             "STARTING → CRASHED",
             "RUNNING → STOPPING",
             "RUNNING → CRASHED",
+            "RUNNING → EVACUATING",
+            "STARTING → EVACUATING",
+            "EVACUATING → STOPPING",
+            "EVACUATING → CRASHED",
             "STOPPING → STOPPED",
             "kill",
             "delete files",
             "cancel staging",
             "refused while shutting down",
+            "refused while evacuating",
             "Not enough disk resource available.",
             "Not enough memory resource available.",
             "failed to start",

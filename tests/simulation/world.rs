@@ -152,7 +152,7 @@ impl World {
     pub(crate) fn feed(&mut self, number: usize, input: Input) {
         let now = self.now();
         let agent = &mut self.agents[number];
-        agent.ledger.expect(&input);
+        agent.ledger.expect(now, &input);
         let effects = agent.cell.handle(now, input.clone());
         (number, self.mono).hash(&mut self.history);
         format!("{effects:?}").hash(&mut self.history);

@@ -110,6 +110,10 @@ impl Host {
             crash_lifetime: config.crash_lifetime,
             exited_reasons: config.compat.exited_reasons,
             whole_heartbeats: !config.compat.split_heartbeats,
+            legacy_messages: config.compat.legacy_subjects,
+            announces_component: config.compat.component,
+            empty_heartbeats: config.compat.empty_heartbeat,
+            evacuation: config.compat.evacuation,
             ..cell
         }
     }

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dewar_core::ExitedReasons;
 use dewar_protocol::{Bytes, Mib};
 use dewar_sandbox::CompileLimits;
 use serde_json::{Map, Value};
 
+use super::compat::compat;
 use super::egress::egress;
 use super::instance::instance;
 use super::logging::logging;
@@ -16,7 +16,7 @@ use super::nats::bus;
 use super::reader::{Findings, Reader};
 use super::resources::{capacity, intervals};
 use super::staging::staging;
-use super::{AgentConfig, CompatConfig, ConfigError, StatusConfig};
+use super::{AgentConfig, ConfigError, StatusConfig};
 use crate::hardening::{Hardening, InForce};
 
 /// Keys of the DEA that need Warden, Ruby, or a part of the protocol that is not spoken here. They do nothing.
@@ -28,8 +28,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "dea_ruby",
     "directory_server",
     "domain",
-    "evacuation_bail_out_time_in_seconds",
-    "evacuation_delay_secs",
     "hm9000",
     "hooks",
     "instance.bandwidth_limit",
@@ -149,16 +147,6 @@ fn compile(reader: &mut Reader) -> CompileLimits {
 fn hardening(reader: &mut Reader) -> Hardening {
     let choices = [("required", Hardening::Required), ("best-effort", Hardening::BestEffort), ("off", Hardening::Off)];
     reader.choice("hardening", &choices, choices[1])
-}
-
-fn compat(reader: &mut Reader) -> CompatConfig {
-    let reasons = [("classic", ExitedReasons::Classic), ("modern", ExitedReasons::Modern)];
-    CompatConfig {
-        legacy_subjects: reader.flag("compat.legacy_subjects", true),
-        component: reader.flag("compat.component", true),
-        exited_reasons: reader.choice("compat.exited_reasons", &reasons, reasons[0]),
-        split_heartbeats: reader.flag("compat.split_heartbeats", false),
-    }
 }
 
 fn mebibytes(reader: &mut Reader, key: &'static str, default: u64) -> Bytes {

@@ -116,6 +116,16 @@ fn a_deas_own_file_is_accepted() {
     assert_eq!((config.status.port, config.status.user.as_deref()), (8080, Some("varz")));
     assert_eq!(config.status.password, Some(Secret("12345678".to_owned())));
     assert_eq!(config.staging.disk_mib, 4096);
+    assert_eq!(config.compat.evacuation, Evacuation::Deterministic { bail_out: Duration::from_secs(115) });
+}
+
+#[test]
+fn an_evacuation_waits_for_others_or_for_a_time() {
+    let evacuation = |yaml: &str| AgentConfig::from_yaml(&format!("{MINIMAL}{yaml}")).unwrap().0.compat.evacuation;
+    assert_eq!(evacuation(""), Evacuation::Deterministic { bail_out: Duration::from_secs(600) });
+    let fixed = "compat: {evacuation: fixed_delay}\n";
+    assert_eq!(evacuation(fixed), Evacuation::FixedDelay { delay: Duration::from_secs(30) });
+    assert_eq!(evacuation(&format!("{fixed}evacuation_delay_secs: 2\n")), Evacuation::FixedDelay { delay: Duration::from_secs(2) });
 }
 
 #[test]

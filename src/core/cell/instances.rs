@@ -9,7 +9,7 @@ use crate::config::ExitedReasons;
 use crate::droplets::Wish;
 use crate::filter::{EmptyList, Filter};
 use crate::heartbeat_size;
-use crate::instance::{Deed, Event, Instance, UriChange, is_routed};
+use crate::instance::{Deed, Event, Instance, UriChange};
 use crate::lifecycle::Phase;
 use crate::reaper::SUPERSEDED_LIFETIME;
 use crate::resources::Reservation;
@@ -86,8 +86,8 @@ impl Cell {
     /// Whether anything has changed. What has ended, or is about to, is left as it was.
     fn update_instance(&mut self, key: InstanceKey, update: &Update, out: &mut Vec<Effect>) -> bool {
         let Some(instance) = self.registry.get(key) else { return false };
-        let (state, mut changed) = (instance.state(), false);
-        match state {
+        let (is_routed, mut changed) = (instance.is_routed(), false);
+        match instance.state() {
             InstanceState::Born | InstanceState::Starting | InstanceState::Running | InstanceState::Evacuating => {}
             InstanceState::Stopping | InstanceState::Stopped | InstanceState::Crashed | InstanceState::Resuming => return false,
         }
@@ -95,7 +95,7 @@ impl Cell {
             && let Some(UriChange { added, removed }) = self.registry.update(key, |instance| instance.replace_uris(uris))
         {
             changed |= !added.is_empty() || !removed.is_empty();
-            if is_routed(state) {
+            if is_routed {
                 self.register(key, added, out);
                 self.unregister(key, removed, out);
             }
@@ -152,6 +152,7 @@ impl Cell {
                 }
                 Deed::StopSandbox => out.push(Effect::StopSandbox(key)),
                 Deed::KillSandbox => out.push(Effect::KillSandbox(key)),
+                Deed::Reachable => self.register_whole(key, out),
                 Deed::Unhealthy => {
                     let text = |it: &Instance| format!("Instance (index {}) {}", it.start.index, it.health_check().complaint());
                     out.extend(self.registry.get(key).map(|instance| app_log(instance, LogStream::Err, text(instance))));
@@ -184,33 +185,40 @@ impl Cell {
             to,
             why,
         });
-        if let (InstanceState::Starting, Some(sha1)) = (from, &instance.start.sha1) {
+        if let (false, Some(sha1)) = (matches!(to, InstanceState::Starting | InstanceState::Evacuating), &instance.start.sha1) {
             self.droplets.abandon(sha1, key);
         }
         match to {
             InstanceState::Running => {
-                let uris = instance.uris.clone();
                 self.heartbeat_soon(now, out);
-                self.register(key, uris, out);
+                self.register_whole(key, out);
             }
+            InstanceState::Evacuating => self.tell_of_end(key, ExitReason::DeaEvacuation, out),
             InstanceState::Stopping => {
                 self.unregister(key, instance.uris.clone(), out);
                 self.tell_of_stop(key, from, out);
             }
             InstanceState::Crashed => self.crashed(now, key, out),
             InstanceState::Stopped => self.forget(key, out),
-            InstanceState::Born | InstanceState::Starting | InstanceState::Resuming | InstanceState::Evacuating => {}
+            InstanceState::Born | InstanceState::Starting | InstanceState::Resuming => {}
         }
     }
 
-    /// Health managers up to 2013 want to hear of every end.
+    /// Of one that is evacuated they have heard when that began.
     fn tell_of_stop(&self, key: InstanceKey, from: InstanceState, out: &mut Vec<Effect>) {
         let reason = match self.phase {
             Phase::Serving => ExitReason::Stopped,
-            Phase::Stopping { .. } | Phase::Exited => ExitReason::DeaShutdown,
+            Phase::Stopping { evacuated: false, .. } | Phase::Exited => ExitReason::DeaShutdown,
+            Phase::Evacuating(_) | Phase::Stopping { evacuated: true, .. } => return,
         };
-        let was_seen = matches!(from, InstanceState::Starting | InstanceState::Running);
-        if was_seen && self.config.exited_reasons == ExitedReasons::Classic {
+        if matches!(from, InstanceState::Starting | InstanceState::Running) {
+            self.tell_of_end(key, reason, out);
+        }
+    }
+
+    /// Health managers up to 2013 want to hear of every end, also of one that is to come.
+    pub(super) fn tell_of_end(&self, key: InstanceKey, reason: ExitReason, out: &mut Vec<Effect>) {
+        if self.config.exited_reasons == ExitedReasons::Classic {
             let message = self.registry.get(key).map(|instance| instance.exited_message(reason));
             out.extend(message.map(|message| Effect::Publish(Publication::DropletExited(message))));
         }

@@ -14,8 +14,8 @@ use super::Cell;
 use super::pacing::{Heartbeats, Part, Sweeps};
 use crate::config::Intervals;
 use crate::heartbeat_size;
-use crate::instance::{Instance, is_heartbeated, is_routed};
-use crate::lifecycle::Phase;
+use crate::instance::{Instance, is_heartbeated};
+use crate::lifecycle::{Departure, Phase};
 use crate::{BusEvent, CellConfig, Effect, InstanceKey, Mono, Now, Publication};
 
 /// However often a router wants routes, it does not get them more often than this.
@@ -31,6 +31,8 @@ pub(super) struct Presence {
     heartbeats: Heartbeats,
     /// Bytes of the largest message; as the last server said.
     limit: Option<usize>,
+    /// Whether Cloud Controllers may still choose this agent.
+    advertises: bool,
     advertise_at: Option<Mono>,
     sweeps: Sweeps,
 }
@@ -51,6 +53,7 @@ impl Presence {
             router_register: intervals.router_register,
             heartbeats: Heartbeats::default(),
             limit: None,
+            advertises: true,
             advertise_at: None,
             sweeps: Sweeps::default(),
         }
@@ -66,8 +69,11 @@ impl Presence {
 
     /// Every timer from now on; each goes off first after a full interval.
     fn arm(&mut self, now: Mono, phase: Phase) {
-        self.heartbeats.arm(now + self.intervals.heartbeat);
-        self.advertise_at = (phase == Phase::Serving).then(|| now + self.intervals.advertise);
+        match phase {
+            Phase::Serving | Phase::Stopping { evacuated: false, .. } => self.heartbeats.arm(now + self.intervals.heartbeat),
+            Phase::Evacuating(_) | Phase::Stopping { evacuated: true, .. } | Phase::Exited => {}
+        }
+        self.advertise_at = self.advertises.then(|| now + self.intervals.advertise);
         self.sweeps.arm(now + self.router_register);
     }
 
@@ -79,7 +85,12 @@ impl Presence {
 
     /// There will be no more advertisements.
     pub(super) fn stop_advertising(&mut self) {
-        self.advertise_at = None;
+        (self.advertises, self.advertise_at) = (false, None);
+    }
+
+    /// Heartbeats go out no longer by themselves.
+    pub(super) fn stop_heartbeats(&mut self) {
+        self.heartbeats.disarm();
     }
 }
 
@@ -109,9 +120,11 @@ impl Cell {
     }
 
     fn introduce(&mut self, now: Now, out: &mut Vec<Effect>) {
-        if self.phase == Phase::Serving {
-            out.push(Effect::Publish(Publication::RouterGreet));
+        self.greet_routers(out);
+        if self.phase == Phase::Serving && self.config.announces_component {
             out.push(Effect::Publish(Publication::ComponentAnnounce(self.component())));
+        }
+        if self.presence.advertises && self.config.legacy_messages {
             let (id, ip) = (self.config.id.clone(), self.config.ip.clone());
             out.push(Effect::Publish(Publication::Hello(Hello { id, ip, version: PROTOCOL_VERSION.to_owned() })));
         }
@@ -126,8 +139,14 @@ impl Cell {
         self.register_all(out);
         self.advertise(out);
         self.advertise_stager(out);
-        if self.phase == Phase::Serving {
-            out.push(Effect::Publish(Publication::RouterGreet));
+        self.greet_routers(out);
+    }
+
+    /// Routers answer with how often they want routes, and get them all.
+    fn greet_routers(&self, out: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::Serving | Phase::Evacuating(_) if self.config.legacy_messages => out.push(Effect::Publish(Publication::RouterGreet)),
+            Phase::Serving | Phase::Evacuating(_) | Phase::Stopping { .. } | Phase::Exited => {}
         }
     }
 
@@ -185,6 +204,12 @@ impl Cell {
         }
     }
 
+    /// `router.register` for all routes of one instance, if it is reachable and has any.
+    pub(super) fn register_whole(&self, key: InstanceKey, out: &mut Vec<Effect>) {
+        let uris = self.registry.get(key).map(|instance| instance.uris.clone());
+        self.register(key, uris.unwrap_or_default(), out);
+    }
+
     /// `router.unregister` for routes of one instance, if it ever was reachable.
     pub(super) fn unregister(&self, key: InstanceKey, uris: Vec<String>, out: &mut Vec<Effect>) {
         let registration = self.registry.get(key).and_then(|instance| instance.registration(uris, &self.config));
@@ -193,18 +218,26 @@ impl Cell {
 
     /// Tells health managers of a change: now, or with others a moment later.
     pub(super) fn heartbeat_soon(&mut self, now: Now, out: &mut Vec<Effect>) {
-        if self.presence.is_up() && self.presence.heartbeats.change(now.mono) {
+        if self.may_beat() && self.presence.heartbeats.change(now.mono) {
             self.heartbeat(now, out);
         }
     }
 
-    fn heartbeat(&mut self, now: Now, out: &mut Vec<Effect>) {
-        if self.presence.is_up() {
-            self.presence.heartbeats.told(now.mono);
-            let told = self.registry.iter().filter(|instance| is_heartbeated(instance.state()));
-            let droplets = told.map(Instance::heartbeat_entry).collect();
+    pub(super) fn heartbeat(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if !self.may_beat() {
+            return;
+        }
+        self.presence.heartbeats.told(now.mono);
+        let told = self.registry.iter().filter(|instance| is_heartbeated(instance.state()));
+        let droplets: Vec<_> = told.map(Instance::heartbeat_entry).collect();
+        if self.config.empty_heartbeats || !droplets.is_empty() {
             out.push(Effect::Publish(Publication::Heartbeat(Heartbeat { droplets, dea: self.config.id.clone() })));
         }
+    }
+
+    /// Whether there is somebody to hear heartbeats, and what they would tell is not taken for lost already.
+    fn may_beat(&self) -> bool {
+        self.presence.is_up() && !matches!(self.phase, Phase::Evacuating(Departure { silent: true, .. }))
     }
 
     /// Bytes that a heartbeat may have, where there is such a bound.
@@ -225,7 +258,7 @@ impl Cell {
     }
 
     pub(super) fn advertise(&self, out: &mut Vec<Effect>) {
-        if self.presence.is_up() && self.phase == Phase::Serving {
+        if self.presence.is_up() && self.presence.advertises {
             let remaining = self.remaining();
             out.push(Effect::Publish(Publication::Advertise(Advertise {
                 id: self.config.id.clone(),
@@ -240,7 +273,7 @@ impl Cell {
     }
 
     pub(super) fn advertise_stager(&self, out: &mut Vec<Effect>) {
-        if self.presence.is_up() && self.phase == Phase::Serving && self.config.staging.enabled {
+        if self.presence.is_up() && self.presence.advertises && self.config.staging.enabled && self.config.legacy_messages {
             let remaining = self.remaining();
             out.push(Effect::Publish(Publication::StagingAdvertise(StagingAdvertise {
                 id: self.config.id.clone(),
@@ -276,6 +309,6 @@ impl Cell {
 
 /// `router.register` for all routes of an instance, if it has any at the moment.
 fn registration(instance: &Instance, config: &CellConfig) -> Option<Effect> {
-    let routed = is_routed(instance.state()).then(|| instance.registration(instance.uris.clone(), config))?;
+    let routed = instance.is_routed().then(|| instance.registration(instance.uris.clone(), config))?;
     routed.map(|registration| Effect::Publish(Publication::RouterRegister(registration)))
 }

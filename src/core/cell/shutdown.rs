@@ -3,7 +3,7 @@
 use super::Cell;
 use crate::instance::Event;
 use crate::lifecycle::Phase;
-use crate::{Effect, Now, Publication};
+use crate::{Effect, Now};
 
 /// Everything was stopped.
 const EXIT_CLEAN: u8 = 0;
@@ -14,12 +14,16 @@ const EXIT_FORCED: u8 = 1;
 impl Cell {
     /// A second time changes nothing.
     pub(super) fn shut_down(&mut self, now: Now, out: &mut Vec<Effect>) {
-        if self.phase != Phase::Serving {
-            return;
+        // Whoever was told once that the agent leaves after a fixed time need not be told again.
+        let (evacuated, told) = match self.phase {
+            Phase::Serving => (false, false),
+            Phase::Evacuating(departure) => (true, departure.silent),
+            Phase::Stopping { .. } | Phase::Exited => return,
+        };
+        self.phase = Phase::Stopping { exit_by: now.mono + self.config.shutdown_limit, evacuated };
+        if !told {
+            self.drain(out);
         }
-        self.phase = Phase::Stopping { exit_by: now.mono + self.config.shutdown_limit };
-        self.presence.stop_advertising();
-        out.push(Effect::Publish(Publication::Shutdown(self.farewell())));
         out.push(Effect::Unsubscribe);
         self.stop_all_staging(out);
         for key in self.registry.keys() {
@@ -29,7 +33,7 @@ impl Cell {
 
     /// After each input: whether there is nothing left to wait for, or no time left to wait.
     pub(super) fn exit_when_done(&mut self, now: Now, out: &mut Vec<Effect>) {
-        let Phase::Stopping { exit_by } = self.phase else { return };
+        let Phase::Stopping { exit_by, .. } = self.phase else { return };
         let code = if self.registry.totals().active == 0 && self.tasks.len() == 0 {
             EXIT_CLEAN
         } else if exit_by <= now.mono {

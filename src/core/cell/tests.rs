@@ -1,5 +1,7 @@
 //! Scenarios: inputs on the left, everything that they make the agent do on the right, one line an effect.
 
+mod compat;
+mod evacuation;
 mod instances;
 mod presence;
 mod reports;

@@ -109,12 +109,3 @@ pub(crate) fn is_heartbeated(state: InstanceState) -> bool {
         Born | Stopping | Stopped | Resuming => false,
     }
 }
-
-/// Whether the instance's routes lead to it.
-pub(crate) fn is_routed(state: InstanceState) -> bool {
-    use InstanceState::{Born, Crashed, Evacuating, Resuming, Running, Starting, Stopped, Stopping};
-    match state {
-        Running | Evacuating => true,
-        Born | Starting | Stopping | Stopped | Crashed | Resuming => false,
-    }
-}

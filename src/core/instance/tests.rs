@@ -33,19 +33,19 @@ fn the_table_is_that_of_the_protocol() {
 fn what_each_state_means() {
     use InstanceState::{Born, Crashed, Evacuating, Resuming, Running, Starting, Stopped, Stopping};
     let rows = [
-        // state, memory, disk, heartbeat, routes
-        (Born, true, true, false, false),
-        (Starting, true, true, true, false),
-        (Running, true, true, true, true),
-        (Stopping, true, true, false, false),
-        (Stopped, false, false, false, false),
-        (Crashed, false, true, true, false),
-        (Resuming, false, false, false, false),
-        (Evacuating, true, true, true, true),
+        // state, memory, disk, heartbeat
+        (Born, true, true, false),
+        (Starting, true, true, true),
+        (Running, true, true, true),
+        (Stopping, true, true, false),
+        (Stopped, false, false, false),
+        (Crashed, false, true, true),
+        (Resuming, false, false, false),
+        (Evacuating, true, true, true),
     ];
-    for (state, memory, disk, heartbeat, routes) in rows {
-        let means = (reserves_memory(state), reserves_disk(state), is_heartbeated(state), is_routed(state));
-        assert_eq!(means, (memory, disk, heartbeat, routes), "{state}");
+    for (state, memory, disk, heartbeat) in rows {
+        let means = (reserves_memory(state), reserves_disk(state), is_heartbeated(state));
+        assert_eq!(means, (memory, disk, heartbeat), "{state}");
     }
 }
 
@@ -109,11 +109,21 @@ enum Input {
     LaunchedWithoutPort,
     Ready,
     Exited,
+    Evacuate,
     Stop,
     /// The deadline, when it has come.
     Deadline,
     /// The deadline, too early.
     Early,
+}
+
+/// What the model says of one that is evacuated: the same, under another name, and being healthy is no transition any more.
+fn told_of_evacuee(of_others: &str) -> String {
+    let again = of_others.ends_with("→EVACUATING");
+    if again {
+        return String::new();
+    }
+    of_others.replace("STARTING→RUNNING", "reachable").replace("STARTING→", "EVACUATING→").replace("RUNNING→", "EVACUATING→")
 }
 
 fn model(state: Model, input: Input) -> (Model, &'static str) {
@@ -134,6 +144,8 @@ fn model(state: Model, input: Input) -> (Model, &'static str) {
         (Checking, Input::Deadline) => (Dying, "unhealthy STARTING→CRASHED kill"),
         (Running, Input::Exited) => (Crashed, "RUNNING→CRASHED"),
         (Running, Input::Stop) => (Stopping, "RUNNING→STOPPING stop"),
+        (Fetching | Making | Checking, Input::Evacuate) => (state, "STARTING→EVACUATING"),
+        (Running, Input::Evacuate) => (state, "RUNNING→EVACUATING"),
         (Stopping, Input::Exited) => (Stopped, "STOPPING→STOPPED"),
         (Stopping, Input::Stop) => (Stopping, "stop"),
         (Stopping, Input::Deadline) => (Stopping, "kill"),
@@ -151,6 +163,7 @@ fn told(deeds: &[Deed]) -> String {
         Deed::StartSandbox => "start".to_owned(),
         Deed::StopSandbox => "stop".to_owned(),
         Deed::KillSandbox => "kill".to_owned(),
+        Deed::Reachable => "reachable".to_owned(),
         Deed::Unhealthy => "unhealthy".to_owned(),
         Deed::Reap => "reap".to_owned(),
     });
@@ -168,6 +181,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         1 => Just(Input::LaunchedWithoutPort),
         3 => Just(Input::Ready),
         1 => Just(Input::Exited),
+        1 => Just(Input::Evacuate),
         1 => Just(Input::Stop),
         1 => Just(Input::Deadline),
         2 => Just(Input::Early),
@@ -178,7 +192,7 @@ proptest! {
     #[test]
     fn does_what_the_model_does(inputs in proptest::collection::vec((any_input(), 0u64..5), 0..24)) {
         let config = config();
-        let (mut instance, mut state, mut seconds) = (born(&["a"]), Model::Born, 0);
+        let (mut instance, mut state, mut seconds, mut evacuee) = (born(&["a"]), Model::Born, 0, false);
         for (input, pause) in inputs {
             seconds += pause;
             let deadline = instance.deadline().map(|deadline| deadline.0.as_secs());
@@ -196,13 +210,20 @@ proptest! {
                 Input::LaunchedWithoutPort => Event::Launched { port: None, state_file: false },
                 Input::Ready => Event::Ready,
                 Input::Exited => Event::Exited(Exit { status: 1, description: "trap".to_owned() }),
+                Input::Evacuate => Event::Evacuate,
                 Input::Stop => Event::Stop,
                 Input::Deadline | Input::Early => Event::Deadline,
             };
             let deeds = instance.handle(at(seconds), event, &config);
             let (next, expected) = model(state, input);
+            let expected = if evacuee { told_of_evacuee(expected) } else { expected.to_owned() };
             prop_assert_eq!(told(&deeds), expected, "{:?} on {:?}", input, state);
             state = next;
+            evacuee |= input == Input::Evacuate && matches!(state, Model::Fetching | Model::Making | Model::Checking | Model::Running);
+            prop_assert_eq!(instance.is_routed(), state == Model::Running);
+            let name = instance.state();
+            let kept = matches!(state, Model::Fetching | Model::Making | Model::Checking | Model::Running);
+            prop_assert_eq!(name == InstanceState::Evacuating, evacuee && kept);
             let alive = matches!(state, Model::Making | Model::Checking | Model::Running | Model::Stopping | Model::Dying);
             prop_assert_eq!(instance.has_sandbox(), alive);
             let waits = !matches!(state, Model::Born | Model::Running | Model::Stopped);

@@ -60,6 +60,7 @@ fn everything_is_stopped_first() {
         asked(Request::Stage(Box::new(staging_message("shop", "t2")))),
         expect![[r#"
         refused staging.<id>.start: this agent is shutting down
+        to asker: staging of t2: Error staging: this agent is shutting down, no droplet
     "#]],
     );
     for silent in [Request::Locate, Request::LocateStager] {
