@@ -43,6 +43,10 @@ use crate::removal::remove_tree;
 /// How long an instance that was asked to end may take, the time that the original gave between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// How long an instance that is asked to end goes on taking requests: for routers to learn that it is no longer to be asked. The message
+/// to them has been sent before.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// How long a killed sandbox may take to be gone. Its epoch trap comes within milliseconds; after this the instance is given up.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -169,7 +173,7 @@ impl Instances {
         };
         let check = HealthCheck::of(&spec.start, true, state_file.is_some());
         let mut healthy = std::pin::pin!(probe.until_healthy(check, state_file));
-        let (mut ready, mut kill_at) = (false, None);
+        let (mut ready, mut stop_at, mut kill_at) = (false, None, None);
         loop {
             tokio::select! {
                 biased;
@@ -177,8 +181,15 @@ impl Instances {
                 () = live.kill.cancelled() => return killed(&sandbox).await,
                 () = at(kill_at) => return killed(&sandbox).await,
                 () = live.stop.cancelled(), if kill_at.is_none() => {
+                    sandbox.wind_down();
+                    let now = Instant::now();
+                    // Routers know only of what has been ready.
+                    stop_at = Some(if ready { now + LINGER } else { now });
+                    kill_at = Some(now + GRACE);
+                }
+                () = at(stop_at) => {
+                    stop_at = None;
                     sandbox.stop();
-                    kill_at = Some(Instant::now() + GRACE);
                 }
                 () = &mut healthy, if !ready && kill_at.is_none() => {
                     ready = true;

@@ -7,6 +7,7 @@
 //! - our own code panics while it serves a request;
 //! - [`FAILURES`] requests in a row trapped or ran out of time, without one that was answered between them.
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use dewar_protocol::LogStream;
 use futures::FutureExt;
+use http::HeaderValue;
+use http::header::CONNECTION;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -227,7 +230,7 @@ async fn run(listener: TcpListener, app: &Arc<App>, orders: &Orders, connections
             () = orders.stop.cancelled() => break,
             accepted = listener.accept(), if room => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, app.clone(), orders.stop.clone()));
+                    connections.spawn(connection(stream, app.clone(), orders.clone()));
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection for an instance");
@@ -246,7 +249,7 @@ async fn run(listener: TcpListener, app: &Arc<App>, orders: &Orders, connections
     app.tasks.wait().await;
 }
 
-async fn connection(stream: TcpStream, app: Arc<App>, stop: CancellationToken) {
+async fn connection(stream: TcpStream, app: Arc<App>, orders: Orders) {
     let limits = &app.limits;
     // Without it answers are slower, no more.
     let _ = stream.set_nodelay(true);
@@ -259,12 +262,21 @@ async fn connection(stream: TcpStream, app: Arc<App>, stop: CancellationToken) {
         .header_read_timeout(limits.head_timeout)
         .max_buf_size(limits.head_bytes.max(8 << 10))
         .max_headers(limits.headers);
-    let answering = app.clone();
-    let service = service_fn(move |request| serve::answer(answering.clone(), request));
+    let (answering, last) = (app.clone(), orders.wind_down);
+    let service = service_fn(move |request| {
+        let (app, last) = (answering.clone(), last.clone());
+        async move {
+            let mut response = serve::answer(app, request).await?;
+            if last.is_cancelled() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
     let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
+        () = orders.stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -212,6 +212,7 @@ impl Drop for Running {
 /// What an instance is told from outside.
 #[derive(Clone, Default)]
 pub(crate) struct Orders {
+    pub(crate) wind_down: CancellationToken,
     pub(crate) stop: CancellationToken,
     pub(crate) kill: CancellationToken,
 }
@@ -244,6 +245,12 @@ impl Sandbox {
             inodes: ledger.names(),
             open_files: handles.used(),
         }
+    }
+
+    /// Has an http instance close each connection after the answer that it gives next. It serves on, on new connections too: whoever has
+    /// not heard yet that it is about to end gets answers. A command is left alone.
+    pub fn wind_down(&self) {
+        self.0.orders.wind_down.cancel();
     }
 
     /// Asks it to end: an http instance takes no more requests and finishes those in flight, however long they may take; a

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::world::{PATIENCE, World, eventually, get, guest, next, next_where};
 
-fn address(registration: &Value) -> SocketAddr {
+pub(crate) fn address(registration: &Value) -> SocketAddr {
     let port = registration["port"].as_u64().and_then(|port| u16::try_from(port).ok()).expect("a port");
     SocketAddr::new(registration["host"].as_str().unwrap().parse().unwrap(), port)
 }

@@ -6,6 +6,7 @@ mod bus;
 mod ends;
 mod health;
 mod host;
+mod leaving;
 mod lifecycle;
 mod staging;
 mod storm;
@@ -44,6 +45,10 @@ trials![
     health::a_path_that_never_answers_200_is_told_to_the_developer,
     health::a_state_file_has_to_say_running,
     health::no_check_is_running_at_once,
+    leaving::who_has_not_heard_of_a_stop_yet_is_answered,
+    leaving::an_evacuated_instance_serves_until_it_is_stopped,
+    leaving::out_of_placement_instances_run_on,
+    leaving::switched_off_subjects_are_silent,
     ends::a_crash_is_told_with_its_backtrace,
     ends::an_app_that_never_listens_is_unhealthy,
     ends::a_command_without_a_command_line_does_not_start,

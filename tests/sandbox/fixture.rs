@@ -283,10 +283,34 @@ impl Instance {
     }
 }
 
+/// A connection that is used again.
+pub(crate) struct Kept(http1::SendRequest<Full<Bytes>>);
+
+impl Kept {
+    pub(crate) async fn ask(&mut self, path: &str) -> http::Response<Bytes> {
+        let request = http::Request::builder().uri(path).header("host", "app.test").body(Full::default()).unwrap();
+        let (head, body) = self.0.send_request(request).await.unwrap().into_parts();
+        http::Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+    }
+
+    /// Waits until the instance has closed it.
+    pub(crate) async fn is_closed(&self) {
+        eventually("the instance closes the connection", || self.0.is_closed()).await;
+    }
+}
+
 /// A client of an instance.
 pub(crate) struct Client(SocketAddr);
 
 impl Client {
+    /// A connection that is kept.
+    pub(crate) async fn keep(&self) -> Kept {
+        let stream = TcpStream::connect(self.0).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Kept(sender)
+    }
+
     /// One request on a connection of its own.
     pub(crate) async fn try_send(&self, method: &str, path: &str, body: Bytes) -> Result<Answer, hyper::Error> {
         let stream = TcpStream::connect(self.0).await.unwrap();

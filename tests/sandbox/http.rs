@@ -27,6 +27,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("http::a_refused_growth_is_no_crash", refused_growth),
         test("http::start_up_code_that_fails_is_no_start", start_up_fails),
         test("http::start_up_code_may_not_compute_for_ever", start_up_spins),
+        test("http::winding_down_serves_on_but_keeps_no_connection", wind_down),
         test("http::stop_lets_requests_finish", stop),
         test("http::kill_ends_a_spinning_guest", kill),
         test("http::dropping_the_sandbox_kills", dropped),
@@ -215,6 +216,21 @@ async fn start_up_spins() {
     assert!(exit.description.starts_with("still computing"), "{}", exit.description);
     assert!(exit.description.contains("busy"), "a named backtrace: {}", exit.description);
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+async fn wind_down() {
+    let app = Plan::of("tests/http-driver").await.start().await;
+    let mut kept = app.client().keep().await;
+    let before = kept.ask("/").await;
+    assert_eq!((before.status(), before.headers().get("connection")), (http::StatusCode::OK, None));
+    app.sandbox.wind_down();
+    let last = kept.ask("/").await;
+    assert_eq!((last.status(), last.headers()["connection"].as_bytes()), (http::StatusCode::OK, &b"close"[..]));
+    kept.is_closed().await;
+    let new = app.get("/").await;
+    assert_eq!((new.status, new.headers["connection"].as_bytes()), (200, &b"close"[..]));
+    app.sandbox.stop();
+    assert_eq!(app.exit().await.description, "stopped");
 }
 
 async fn stop() {

@@ -121,7 +121,7 @@ fn a_deas_own_file_is_accepted() {
 
 #[test]
 fn an_evacuation_waits_for_others_or_for_a_time() {
-    let evacuation = |yaml: &str| AgentConfig::from_yaml(&format!("{MINIMAL}{yaml}")).unwrap().0.compat.evacuation;
+    let evacuation = |yaml: &str| AgentConfig::from_yaml(&format!("{LEAST}{yaml}")).unwrap().0.compat.evacuation;
     assert_eq!(evacuation(""), Evacuation::Deterministic { bail_out: Duration::from_secs(600) });
     let fixed = "compat: {evacuation: fixed_delay}\n";
     assert_eq!(evacuation(fixed), Evacuation::FixedDelay { delay: Duration::from_secs(30) });
