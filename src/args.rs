@@ -124,11 +124,14 @@ pub(crate) struct EgressArgs {
 #[derive(Debug, Args)]
 pub(crate) struct AgentArgs {
     /// YAML file; a DEA's own will do.
-    #[arg(long, short, value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    #[arg(long, short, value_name = "FILE", required_unless_present = "print_default_config")]
+    pub(crate) config: Option<PathBuf>,
     /// Print the configuration in effect, secrets hidden, and exit.
     #[arg(long)]
     pub(crate) check_config: bool,
+    /// Print a configuration file with all keys, their meanings and defaults, and exit.
+    #[arg(long, conflicts_with = "config")]
+    pub(crate) print_default_config: bool,
 }
 
 /// `router`.

@@ -20,16 +20,20 @@ const FAILED_START: u8 = 1;
 
 /// Runs an agent until it has ended; yields its exit code.
 pub(crate) fn agent(args: &AgentArgs) -> Result<u8, Failure> {
-    let text = read_config(&args.config)?;
-    let (mut config, warnings) = AgentConfig::from_yaml(&text).map_err(|mistakes| bad_config(&args.config, &mistakes))?;
+    let Some(file) = &args.config else {
+        print(&AgentConfig::annotated_defaults());
+        return Ok(0);
+    };
+    let text = read_config(file)?;
+    let (mut config, warnings) = AgentConfig::from_yaml(&text).map_err(|mistakes| bad_config(file, &mistakes))?;
     if args.check_config {
-        complain(&args.config, &warnings);
+        complain(file, &warnings);
         print(&config.effective_yaml());
         return Ok(0);
     }
     logging::as_configured(&config.logging)?;
     for warning in warnings {
-        warn!(file = %args.config.display(), warning, "configuration");
+        warn!(file = %file.display(), warning, "configuration");
     }
     // Now that the log is open, and before there are threads.
     config.harden().map_err(|error| Failure::from_chain(FAILED_START, "cannot harden the agent", &error))?;

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::removal::remove_tree;
 
 /// What is in it, besides the lock.
-pub(crate) const DIRECTORIES: [&str; 6] = ["instances", "crashes", "tmp", "staging", "droplets", "artifacts"];
+pub(crate) const DIRECTORIES: [&str; 7] = ["db", "instances", "crashes", "tmp", "staging", "droplets", "artifacts"];
 
 /// A directory that belongs to this process as long as the value lives.
 #[derive(Debug)]

@@ -9,7 +9,9 @@
 mod check;
 mod compat;
 mod egress;
+mod ignored;
 mod instance;
+mod keys;
 mod logging;
 mod nats;
 mod reader;
@@ -260,6 +262,14 @@ impl AgentConfig {
         let (config, _) = check::check(tree)?;
         // The text above stands in for a path that may not be text.
         Ok(Self { base_dir: dev.base_dir.to_owned(), compiler: dev.compiler.clone(), ..config })
+    }
+
+    /// A configuration file with every key that has an effect: its meaning, its default, or an example in a comment. It is one that
+    /// an agent would take.
+    #[must_use]
+    pub fn annotated_defaults() -> String {
+        let (least, _) = Self::from_yaml(keys::LEAST).expect("a configuration without a mistake");
+        keys::annotated(&least.effective, check::WITHOUT_EFFECT)
     }
 
     /// All values in effect, given or by default, as YAML; secrets are hidden.

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions around it")]
 
+mod configuration;
 mod controller;
 mod harness;
 mod nats;

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::compat::compat;
 use super::egress::egress;
+use super::ignored;
 use super::instance::instance;
 use super::logging::logging;
 use super::nats::bus;
@@ -20,7 +21,7 @@ use super::{AgentConfig, ConfigError, StatusConfig};
 use crate::hardening::{Hardening, InForce};
 
 /// Keys of the DEA that need Warden, Ruby, or a part of the protocol that is not spoken here. They do nothing.
-const WITHOUT_EFFECT: &[&str] = &[
+pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "bind_mounts",
     "cc_url",
     "crash_block_usage_ratio_threshold",
@@ -56,7 +57,7 @@ pub(super) fn check(tree: Value) -> Result<(AgentConfig, Vec<String>), Vec<Confi
         }
     };
     let mut reader = Reader::new(tree);
-    let without_effect: Vec<&str> = WITHOUT_EFFECT.iter().copied().filter(|key| reader.skip(key)).collect();
+    let without_effect = ignored::skip(&mut reader, WITHOUT_EFFECT);
     let mut config = read(&mut reader);
     let Findings { effective, unread, errors } = reader.finish();
     if !errors.is_empty() {
@@ -73,7 +74,7 @@ pub(super) fn check(tree: Value) -> Result<(AgentConfig, Vec<String>), Vec<Confi
     Ok((config, warnings))
 }
 
-fn read(reader: &mut Reader) -> AgentConfig {
+pub(super) fn read(reader: &mut Reader) -> AgentConfig {
     let index = small(reader.integer("index", 0, 0..=u32::MAX.into()));
     AgentConfig {
         base_dir: PathBuf::from(reader.required_text("base_dir")),
@@ -90,7 +91,7 @@ fn read(reader: &mut Reader) -> AgentConfig {
         intervals: intervals(reader),
         capacity: capacity(reader),
         stacks: stacks(reader),
-        zone: reader.text("placement_properties.zone").unwrap_or_else(|| "default".to_owned()),
+        zone: reader.text_or("placement_properties.zone", "default"),
         health_check_timeout: reader.seconds("default_health_check_timeout", Duration::from_secs(60), 1.0..=DAY),
         crash_lifetime: reader.seconds("crash_lifetime_secs", Duration::from_secs(3600), 0.0..=365.0 * DAY),
         instance: instance(reader),
@@ -130,7 +131,9 @@ fn stacks(reader: &mut Reader) -> Vec<String> {
     let name = |stack: &Value| stack.as_str().or_else(|| stack.get("name")?.as_str()).map(str::to_owned);
     let stacks = reader.list("stacks", "a name or a section with `name`", name, String::clone);
     // An agent without a stack could start nothing.
-    if stacks.is_empty() { vec!["cflinuxfs2".to_owned()] } else { stacks }
+    let stacks = if stacks.is_empty() { vec!["cflinuxfs2".to_owned()] } else { stacks };
+    reader.note("stacks", Some(stacks.clone().into()));
+    stacks
 }
 
 fn compile(reader: &mut Reader) -> CompileLimits {

@@ -69,6 +69,13 @@ impl Reader {
         text
     }
 
+    /// A text with a default.
+    pub(super) fn text_or(&mut self, key: &'static str, default: &str) -> String {
+        let text = self.text(key).unwrap_or_else(|| default.to_owned());
+        self.note(key, Some(text.as_str().into()));
+        text
+    }
+
     /// A text that must not be absent; empty where it is, with the mistake noted.
     pub(super) fn required_text(&mut self, key: &'static str) -> String {
         if !self.has(key) {
@@ -161,6 +168,24 @@ impl Reader {
         self.has(key)
     }
 
+    /// Whether a key that nobody here needs is at least what it should be, where it is given.
+    pub(super) fn expect(&mut self, key: &'static str, wanted: &str, fits: impl FnOnce(&Value) -> bool) {
+        self.parse(key, wanted, |value| fits(value).then_some(()));
+    }
+
+    /// Adds what else there is to say to the mistakes that were noted about a key.
+    pub(super) fn explain(&mut self, key: &str, more: &str) {
+        for error in self.errors.iter_mut().filter(|error| error.key == key) {
+            error.problem = format!("{}: {more}", error.problem);
+        }
+    }
+
+    /// Keys that were asked for so far.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> &BTreeSet<&'static str> {
+        &self.known
+    }
+
     fn parse<T>(&mut self, key: &'static str, wanted: &str, parse: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
         self.known.insert(key);
         let parsed = parse(self.lookup(key)?);
@@ -174,7 +199,8 @@ impl Reader {
         key.split('.').try_fold(&self.given, |value, name| value.get(name)).filter(|value| !value.is_null())
     }
 
-    fn note(&mut self, key: &str, value: Option<Value>) {
+    /// What the effective configuration is to show.
+    pub(super) fn note(&mut self, key: &str, value: Option<Value>) {
         let Some(value) = value else { return };
         let (sections, name) = key.rsplit_once('.').map_or((None, key), |(sections, name)| (Some(sections), name));
         let mut section = &mut self.effective;

@@ -7,10 +7,13 @@ use super::reader::Reader;
 
 pub(super) fn intervals(reader: &mut Reader) -> Intervals {
     let Intervals { heartbeat, advertise, router_register } = Intervals::default();
+    let key = "intervals.router_register_in_seconds";
+    let router_register = reader.seconds(key, router_register, 0.1..=DAY);
+    reader.explain(key, "Invalid router register interval");
     Intervals {
         heartbeat: reader.seconds("intervals.heartbeat", heartbeat, 0.1..=DAY),
         advertise: reader.seconds("intervals.advertise", advertise, 0.1..=DAY),
-        router_register: reader.seconds("intervals.router_register_in_seconds", router_register, 0.1..=DAY),
+        router_register,
     }
 }
 

@@ -128,6 +128,37 @@ fn an_evacuation_waits_for_others_or_for_a_time() {
     assert_eq!(evacuation(&format!("{fixed}evacuation_delay_secs: 2\n")), Evacuation::FixedDelay { delay: Duration::from_secs(2) });
 }
 
+/// As deployments had it: what of it is unknown is told, and no secret is shown.
+#[test]
+fn the_files_of_deployments_are_accepted() {
+    for (name, yaml, unknown, memory, servers) in [
+        ("bosh", include_str!("samples/bosh.yml"), None, 16_000, 2),
+        ("v145", include_str!("samples/v145.yml"), Some("unknown keys: staging.platform_config.cache"), 32_000, 1),
+    ] {
+        let (config, warnings) = AgentConfig::from_yaml(yaml).unwrap_or_else(|errors| panic!("{name}: {errors:?}"));
+        let told: Vec<&String> = warnings.iter().filter(|warning| !warning.starts_with("keys without effect: ")).collect();
+        assert_eq!(told, unknown.iter().collect::<Vec<_>>(), "{name}");
+        assert_eq!((config.capacity.memory, config.bus.servers.len()), (Mib(memory), servers), "{name}");
+        assert_eq!((config.staging.enabled, config.staging.disk_mib), (true, 4096), "{name}");
+        for shown in [config.effective_yaml(), format!("{config:?}"), warnings.join(" ")] {
+            assert!(!shown.contains("-password"), "{name}: {shown}");
+        }
+    }
+}
+
+#[test]
+fn a_zero_or_negative_registration_interval_is_refused_as_the_dea_did_it() {
+    for bad in ["0", "-1", "-0.5"] {
+        let found = errors(&format!("{LEAST}intervals: {{ router_register_in_seconds: {bad} }}\n"));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].ends_with("Invalid router register interval"), "{found:?}");
+    }
+    for (good, seconds) in [("0.5", 0.5), ("30", 30.0), ("null", 20.0)] {
+        let (config, _) = AgentConfig::from_yaml(&format!("{LEAST}intervals: {{ router_register_in_seconds: {good} }}\n")).unwrap();
+        assert_eq!(config.intervals.router_register, Duration::from_secs_f64(seconds));
+    }
+}
+
 #[test]
 fn shares_follow_memory_and_a_cap_is_the_same_for_all() {
     let cpu = |yaml: &str| AgentConfig::from_yaml(&format!("{LEAST}{yaml}")).unwrap().0.instance.cpu;
@@ -178,7 +209,7 @@ nats: { password: x, token: t, nkey_seed_file: /missing/seed, tls: { cert: /etc/
         "`nats.tls.key` is missing, though there is `nats.tls.cert`",
         "`nats_servers` is missing, and so is `nats_uri`",
         "`intervals.heartbeat` must be a number from 0.1 to 86400",
-        "`intervals.router_register_in_seconds` must be a number from 0.1 to 86400",
+        "`intervals.router_register_in_seconds` must be a number from 0.1 to 86400: Invalid router register interval",
         "`resources.memory_mb` must be a whole number from 1 to 1099511627776",
         "`resources.memory_overcommit_factor` must be a number from 0.01 to 1000",
         "`stacks` must be a list, each a name or a section with `name`",
