@@ -174,6 +174,7 @@ impl Agent {
         subscribed.inspect_err(|_| listening.cancel())?;
         let sender = tokio::spawn(sender);
         tasks.spawn(status.run(tasks.clone(), ended.clone()));
+        driver.effects.housekeeper.start(ended.clone());
         info!(%id, base_dir = %host.base_dir.paths().base().display(), status = %status_addr, "agent started");
         let running = Running { bus, tasks, ended, listening, sender, _base_dir: host.base_dir, _pid_file: host.pid_file };
         Ok(AgentHandle { id, status_addr, signals, done: tokio::spawn(running.until_end(driver)) })

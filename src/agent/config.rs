@@ -2,7 +2,7 @@
 //!
 //! A `dea.yml` is accepted as it is. Keys that only Warden, Ruby or later additions needed are taken note of and do nothing; unknown
 //! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `hardening`, `instance.ports.*`, `instance.http.*`, `instance.cpu_cap`,
-//! `compile.*`, `compat.*`, `logging.format`, limits under `staging.*`, and `egress.*`:
+//! `compile.*`, `droplets.*`, `compat.*`, `logging.format`, limits under `staging.*`, and `egress.*`:
 //! `egress.allow` (rules for all apps, added to their own), `egress.deny` (networks that no rule opens), `egress.deny_names` (host names
 //! that are not looked up) and `egress.ca_file` (authorities that guests trust for `https` besides the host's).
 
@@ -15,6 +15,7 @@ mod keys;
 mod logging;
 mod nats;
 mod reader;
+mod reaping;
 mod resources;
 mod staging;
 
@@ -30,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dewar_bus::BusConfig;
-use dewar_core::{Capacity, Evacuation, ExitedReasons, Intervals};
+use dewar_core::{Capacity, DiskUse, Evacuation, ExitedReasons, Intervals};
 use dewar_protocol::{Bytes, Secret};
 use dewar_sandbox::{CompileLimits, CpuQuota, HttpLimits, OperatorEgress};
 use serde_json::{Value, json};
@@ -68,6 +69,10 @@ pub struct AgentConfig {
     pub health_check_timeout: Duration,
     /// How long a crash is kept.
     pub crash_lifetime: Duration,
+    /// While more than this is in use of their disk, the oldest crash goes.
+    pub crash_disk: DiskUse,
+    /// Bytes of droplets that are kept though nobody uses them.
+    pub droplet_budget: Bytes,
     /// What instances may use and where they are reached.
     pub instance: InstanceConfig,
     /// Whom instances and buildpacks may talk to.

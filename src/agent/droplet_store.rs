@@ -3,11 +3,13 @@
 //! `<dir>/<sha1>/droplet.tgz` is the archive. Its digest is checked before the first use in this process and again whenever the
 //! file is another one (device, inode, size or time of change), not at each start. `<dir>/<sha1>/unpacked/` is the archive unpacked,
 //! once per process: instances get a private copy of its `app/`, which shares blocks where the file system can, and all use its
-//! `droplet.wasm`. `<dir>/.partial/` holds what is not complete yet, and is emptied when the store is opened.
+//! `droplet.wasm`. `<dir>/.partial/` holds what is not complete yet, and is emptied when the store is opened. Droplets that nobody
+//! uses stay as long as there is room for them: see [`eviction`].
 //!
 //! A droplet is as hostile as a package: whoever can name a URL can send one.
 
 mod copy;
+mod eviction;
 mod manifest;
 
 use std::collections::HashMap;
@@ -23,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::copy::AppFiles;
+pub use self::eviction::Held;
+use self::eviction::Uses;
 pub use self::manifest::InvalidManifest;
 use crate::archive::{UnpackError, unpack};
 use crate::blocking;
@@ -157,11 +161,14 @@ struct Store {
     verified: Mutex<HashMap<DropletSha1, FileIdentity>>,
     /// The droplets that this process has unpacked.
     unpacked: Mutex<HashMap<DropletSha1, Arc<Unpacked>>>,
+    uses: Uses,
 }
 
 #[derive(Debug)]
 struct Unpacked {
     archive: FileIdentity,
+    /// Of all its files.
+    bytes: u64,
     app: AppFiles,
     info: StagingInfo,
     state_file: Option<String>,
@@ -187,8 +194,12 @@ impl DropletStore {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => fs::create_dir_all(&partial)?,
         }
+        Ok(Self::with(dir, transfers, Uses::default()))
+    }
+
+    fn with(dir: &Path, transfers: Transfers, uses: Uses) -> Self {
         let (busy, verified, unpacked) = Default::default();
-        Ok(Self(Arc::new(Store { dir: dir.to_owned(), transfers, busy, verified, unpacked })))
+        Self(Arc::new(Store { dir: dir.to_owned(), transfers, busy, verified, unpacked, uses }))
     }
 
     /// Gets a droplet here, unless it is here and its digest is right. Callers that want the same at the same time share one
@@ -200,6 +211,7 @@ impl DropletStore {
         let busy = self.0.busy(sha1);
         let _busy = busy.lock().await;
         if self.verify(sha1).await? {
+            self.0.touch(sha1);
             return Ok(());
         }
         let uri = uri.ok_or(FetchError::NoUri)?;
@@ -212,21 +224,21 @@ impl DropletStore {
         Ok(blocking::run(move || store.place(&sha1, downloaded.file.path())).await?)
     }
 
-    /// Whether a droplet is here and its digest is right.
+    /// Takes hold of a droplet, if it is here and its digest is right.
     ///
     /// # Errors
     /// When the disk fails.
-    pub async fn holds(&self, sha1: &DropletSha1) -> Result<bool, StoreError> {
+    pub async fn hold(&self, sha1: &DropletSha1) -> Result<Option<Held>, StoreError> {
         let busy = self.0.busy(sha1);
         let _busy = busy.lock().await;
-        self.verify(sha1).await
+        Ok(self.verify(sha1).await?.then(|| self.0.hold(sha1)))
     }
 
-    /// Moves an archive in, which must be on the same file system.
+    /// Moves an archive in, which must be on the same file system, and takes hold of it.
     ///
     /// # Errors
     /// When the disk fails.
-    pub async fn adopt(&self, archive: &Path) -> Result<DropletSha1, StoreError> {
+    pub async fn adopt(&self, archive: &Path) -> Result<Held, StoreError> {
         let path = archive.to_owned();
         let sha1 = blocking::run(move || hash_file(&path)).await?;
         let busy = self.0.busy(&sha1);
@@ -235,7 +247,7 @@ impl DropletStore {
             let (store, sha1, archive) = (Arc::clone(&self.0), sha1.clone(), archive.to_owned());
             blocking::run(move || store.place(&sha1, &archive)).await?;
         }
-        Ok(sha1)
+        Ok(self.0.hold(&sha1))
     }
 
     /// Where a droplet's archive is, or would be.
@@ -260,8 +272,12 @@ impl DropletStore {
         let shared = self.0.dir.join(sha1.as_str()).join(UNPACKED);
         let droplet =
             UnpackedDroplet { wasm: shared.join(COMPONENT), info: unpacked.info.clone(), state_file: unpacked.state_file.clone() };
-        let instance_dir = instance_dir.to_owned();
-        blocking::run(move || unpacked.app.copy(&shared.join("app"), &instance_dir)).await?;
+        let (store, sha1, instance_dir) = (Arc::clone(&self.0), sha1.clone(), instance_dir.to_owned());
+        let copied = blocking::run(move || {
+            store.touch(&sha1);
+            unpacked.app.copy(&shared.join("app"), &instance_dir)
+        });
+        copied.await?;
         Ok(droplet)
     }
 
@@ -343,6 +359,7 @@ impl Store {
         if let Some(identity) = self.identity(sha1)? {
             lock(&self.verified).insert(sha1.clone(), identity);
         }
+        self.touch(sha1);
         Ok(())
     }
 
@@ -375,7 +392,8 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&shared)(error).into()),
             _ => fs::rename(fresh.path(), &shared).map_err(at(&shared))?,
         }
-        let unpacked = Arc::new(Unpacked { archive, app: AppFiles::of(tree), info, state_file });
+        let bytes = tree.bytes;
+        let unpacked = Arc::new(Unpacked { archive, bytes, app: AppFiles::of(tree), info, state_file });
         lock(&self.unpacked).insert(sha1.clone(), Arc::clone(&unpacked));
         Ok(unpacked)
     }

@@ -11,6 +11,7 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::complaints::{Complaint, Complaints};
 use crate::droplet_store::DropletStore;
+use crate::housekeeping::Housekeeper;
 use crate::instances::Instances;
 use crate::logs::Logs;
 use crate::outbox::Outbox;
@@ -25,6 +26,7 @@ pub(crate) struct Effects {
     pub(crate) instances: Instances,
     pub(crate) stagings: Option<Stagings>,
     pub(crate) droplets: Droplets,
+    pub(crate) housekeeper: Housekeeper,
     pub(crate) logs: Logs,
     /// Cancelled when no more requests are to be taken from the bus.
     pub(crate) listening: CancellationToken,
@@ -78,6 +80,8 @@ impl Effects {
             Effect::StopSandbox(key) => self.instances.stop(key),
             Effect::KillSandbox(key) => self.instances.kill(key),
             Effect::DeleteInstanceFiles(id) => self.instances.delete_files(&id),
+            Effect::MakeRoom(id) => self.housekeeper.make_room(&id),
+            Effect::EvictDroplet(sha1) => self.housekeeper.evict(sha1),
             Effect::StartStaging(spec) => match &self.stagings {
                 Some(stagings) => stagings.start(spec),
                 None => warn!(task_id = %spec.message.task_id, "staging is not enabled"),
@@ -116,6 +120,7 @@ impl Droplets {
 
     /// Fetches a droplet in a task of its own. A panic there counts as a failed download.
     fn fetch(&self, sha1: DropletSha1, uri: Option<Secret<String>>) {
+        self.store.reprieve(&sha1);
         let (store, fetches, reports) = (self.store.clone(), Arc::clone(&self.fetches), self.reports.clone());
         let span = info_span!("droplet", %sha1);
         let tasks = self.tasks.clone();

@@ -13,10 +13,8 @@ mod health;
 mod launch;
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -38,7 +36,7 @@ use crate::driver::at;
 use crate::droplet_store::DropletStore;
 use crate::logs::Logs;
 use crate::ports::Ports;
-use crate::removal::remove_tree;
+use crate::removal::remove_left_over;
 
 /// How long an instance that was asked to end may take, the time that the original gave between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(10);
@@ -130,7 +128,7 @@ impl Instances {
     /// Deletes what an instance that has ended left behind, in the background.
     pub(crate) fn delete_files(&self, id: &InstanceId) {
         let dirs = [self.0.means.paths.instance(id), self.0.means.paths.crash(id)];
-        self.0.means.tasks.spawn_blocking(move || dirs.iter().for_each(|dir| remove_dir(dir)));
+        self.0.means.tasks.spawn_blocking(move || dirs.iter().for_each(|dir| remove_left_over(dir)));
     }
 
     async fn supervise(&self, spec: &SandboxSpec, live: &Live) {
@@ -210,7 +208,7 @@ impl Instances {
                     warn!(path = %logs.display(), %error, "crashed instance's logs not kept");
                 }
             }
-            remove_dir(&dir);
+            remove_left_over(&dir);
         });
         if let Err(error) = cleaning.await {
             error!(%error, "instance's files not cleaned up");
@@ -261,14 +259,6 @@ async fn killed(sandbox: &Sandbox) -> Exit {
 fn sample(sandbox: &Sandbox) -> Sample {
     let usage = sandbox.usage();
     Sample { cpu: usage.cpu, memory: usage.memory, disk: usage.disk }
-}
-
-fn remove_dir(dir: &Path) {
-    match remove_tree(dir) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => warn!(path = %dir.display(), %error, "directory not removed"),
-    }
 }
 
 /// An error with its causes, `what: why: why that`.

@@ -25,6 +25,7 @@ mod digest;
 mod driver;
 mod effects;
 mod hardening;
+mod housekeeping;
 mod http;
 mod inbound;
 mod instances;

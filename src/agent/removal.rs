@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, statat, unlinkat};
+use tracing::warn;
 
 /// A directory on the way down.
 struct Level {
@@ -49,6 +50,14 @@ pub(crate) fn remove_tree(root: &Path) -> io::Result<()> {
         } else {
             return fs::remove_dir(root);
         }
+    }
+}
+
+/// Removes a directory that need not be there. One that cannot be removed is named in the log.
+pub(crate) fn remove_left_over(dir: &Path) {
+    match remove_tree(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => warn!(path = %dir.display(), %error, "directory not removed"),
+        _ => {}
     }
 }
 

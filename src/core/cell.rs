@@ -1,12 +1,14 @@
 //! The root of an agent's state: takes each input to the part it is about, and puts the effects in order.
 //!
 //! The parts: [`instances`] for what instances do, [`staging`] for staging tasks, [`presence`] for what the rest of the world is
-//! told and when, [`pacing`] for how often, [`reports`] for answers, [`evacuation`] and [`shutdown`] for the end.
+//! told and when, [`pacing`] for how often, [`reports`] for answers, [`reaping`] for what is no longer needed, [`evacuation`] and
+//! [`shutdown`] for the end.
 
 mod evacuation;
 mod instances;
 mod pacing;
 mod presence;
+mod reaping;
 mod reports;
 mod shutdown;
 mod staging;
@@ -74,6 +76,9 @@ impl Cell {
                     self.registry.update(key, |instance| instance.measure(now.mono, sample));
                 }
             }
+            Input::CrashDisk(used) => self.on_crash_disk(used, &mut out),
+            Input::Strays(found) => self.on_strays(found, &mut out),
+            Input::Droplets(kept) => self.on_droplets(kept, &mut out),
             Input::Wake => self.on_wake(now, &mut out),
         }
         self.exit_when_done(now, &mut out);

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use dewar_protocol::{CellId, Mib, Secret};
+use dewar_protocol::{Bytes, CellId, Mib, Secret};
 
+use crate::reaper::DiskUse;
 use crate::resources::Capacity;
 
 /// Everything a cell is told when it is made.
@@ -35,6 +36,11 @@ pub struct CellConfig {
     pub staging: StagingConfig,
     /// How long the newest crash of an app stays registered, and its files stay.
     pub crash_lifetime: Duration,
+    /// While more than this is in use of the disk that crashes are kept on, the oldest crash goes.
+    pub crash_disk: DiskUse,
+    /// Bytes of droplets that no instance uses any more, kept because they may be used again. 0: they go at once, as the
+    /// original's did.
+    pub droplet_budget: Bytes,
     /// Which `droplet.exited` messages there are.
     pub exited_reasons: ExitedReasons,
     /// Whether the messages are sent that late versions of the original dropped: `dea.start`, `router.greet`, `staging.advertise`.
@@ -71,6 +77,8 @@ impl CellConfig {
             preparation_limit: Duration::from_secs(15 * 60),
             staging: StagingConfig::default(),
             crash_lifetime: Duration::from_secs(3600),
+            crash_disk: DiskUse { blocks: 0.8, inodes: 0.8 },
+            droplet_budget: Bytes(10 << 30),
             exited_reasons: ExitedReasons::Classic,
             legacy_messages: true,
             announces_component: true,

@@ -52,6 +52,11 @@ impl Droplets {
         }
     }
 
+    /// What is on its way.
+    pub(crate) fn under_way(&self) -> impl Iterator<Item = &DropletSha1> {
+        self.fetches.keys()
+    }
+
     /// The fetch has ended: who waited for it, in the order of registration.
     pub(crate) fn settle(&mut self, sha1: &DropletSha1) -> BTreeSet<InstanceKey> {
         self.fetches.remove(sha1).map(|fetch| fetch.waiting).unwrap_or_default()

@@ -33,9 +33,10 @@ mod vocabulary;
 pub use cell::Cell;
 pub use config::{CellConfig, ComponentFacts, Evacuation, ExitedReasons, Intervals, StagingConfig};
 pub use health::HealthCheck;
+pub use reaper::DiskUse;
 pub use resources::Capacity;
 pub use time::{Mono, Now, Wall};
 pub use vocabulary::{
-    Answer, BusEvent, DropletEvent, Effect, Exit, Input, InstanceKey, Publication, ReplyTo, Request, Sample, SandboxEvent, SandboxSpec,
-    Signal, StagedDroplet, StagingError, StagingEvent, StagingSpec, TaskKey, Varz, VarzInstance,
+    Answer, BusEvent, DropletEvent, Effect, Exit, Input, InstanceKey, KeptDroplet, Publication, ReplyTo, Request, Sample, SandboxEvent,
+    SandboxSpec, Signal, StagedDroplet, StagingError, StagingEvent, StagingSpec, TaskKey, Varz, VarzInstance,
 };

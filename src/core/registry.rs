@@ -2,7 +2,7 @@
 
 mod index;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
 use dewar_protocol::{AppCounts, AppId, InstanceId};
@@ -20,6 +20,8 @@ pub(crate) struct Registry {
     instances: BTreeMap<InstanceKey, Instance>,
     by_app: AppIndex<InstanceKey>,
     by_id: HashMap<InstanceId, InstanceKey>,
+    /// What the files of each are called, or would be.
+    files: HashSet<InstanceId>,
     deadlines: Deadlines<InstanceKey>,
     totals: Totals,
 }
@@ -69,6 +71,7 @@ impl Registry {
         let key = instance.key;
         self.by_app.insert(&instance.start.app_id, key);
         self.by_id.insert(instance.instance_id.clone(), key);
+        self.files.insert(instance.files_name().clone());
         self.account(key, Share::default(), Share::of(&instance));
         self.instances.insert(key, instance);
     }
@@ -77,6 +80,7 @@ impl Registry {
         let instance = self.instances.remove(&key)?;
         self.by_app.remove(&instance.start.app_id, key);
         self.by_id.remove(&instance.instance_id);
+        self.files.remove(instance.files_name());
         self.account(key, Share::of(&instance), Share::default());
         Some(instance)
     }
@@ -131,6 +135,11 @@ impl Registry {
     /// Those that were registered after this one.
     pub(crate) fn after(&self, key: InstanceKey) -> impl Iterator<Item = &Instance> {
         self.instances.range((Bound::Excluded(key), Bound::Unbounded)).map(|(_, instance)| instance)
+    }
+
+    /// Whether files of this name belong to anybody.
+    pub(crate) fn has_files(&self, name: &InstanceId) -> bool {
+        self.files.contains(name)
     }
 
     pub(crate) fn keys(&self) -> Vec<InstanceKey> {

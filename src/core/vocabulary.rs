@@ -11,7 +11,7 @@ use dewar_protocol::{
     StagingMessage, StagingReply, StagingStop, StartMessage, Status, Stop, Update,
 };
 
-use crate::Wall;
+use crate::{DiskUse, Wall};
 
 /// Names an instance for as long as it is registered. Unlike the instance id on the wire it never changes and is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +42,12 @@ pub enum Input {
     Signal(Signal),
     /// What running sandboxes use, all measured at this moment.
     Usage(Vec<(InstanceKey, Sample)>),
+    /// How full the disk is that crashes are kept on; measured every ten seconds, and after each [`Effect::MakeRoom`].
+    CrashDisk(DiskUse),
+    /// Names of directories that instances have, or had; the edge has seen each of them in two passes in a row.
+    Strays(Vec<InstanceId>),
+    /// The droplets on disk, the least recently used first.
+    Droplets(Vec<KeptDroplet>),
     /// The moment that `Cell::next_wake` named has come.
     Wake,
 }
@@ -158,6 +164,15 @@ pub enum BusEvent {
     Limit(usize),
 }
 
+/// A droplet on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptDroplet {
+    /// Which.
+    pub sha1: DropletSha1,
+    /// What it takes of the disk, unpacked files included.
+    pub size: Bytes,
+}
+
 /// What the operator wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
@@ -202,6 +217,11 @@ pub enum Effect {
     KillSandbox(InstanceKey),
     /// Delete what an instance left, by its id at its start. Its sandbox has ended, or there never was one nor any files.
     DeleteInstanceFiles(InstanceId),
+    /// As [`Effect::DeleteInstanceFiles`]; once they are gone the disk is to be measured again.
+    MakeRoom(InstanceId),
+    /// Remove a droplet that nobody uses. A [`Effect::FetchDroplet`] that comes after this finds it there or gets it anew, and so
+    /// does a staging that still needs it.
+    EvictDroplet(DropletSha1),
     /// Run buildpacks over a package.
     StartStaging(Box<StagingSpec>),
     /// End a staging task now; its final event is ignored.

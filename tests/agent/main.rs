@@ -6,6 +6,7 @@ mod bus;
 mod ends;
 mod health;
 mod host;
+mod housekeeping;
 mod leaving;
 mod lifecycle;
 mod staging;
@@ -68,5 +69,8 @@ trials![
     staging::a_stopped_app_is_no_longer_staged,
     host::a_directory_has_one_agent,
     host::status_needs_credentials_and_tells_no_secrets,
+    housekeeping::a_crash_that_there_is_no_room_for_goes,
+    housekeeping::a_directory_that_belongs_to_nobody_goes_and_a_crash_stays,
+    housekeeping::droplets_that_nobody_uses_go_at_the_start_if_none_are_to_be_kept,
     host::a_pid_file_lives_as_long_as_the_agent,
 ];

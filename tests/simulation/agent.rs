@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dewar_core::{
-    BusEvent, Capacity, Cell, CellConfig, ComponentFacts, DropletEvent, Effect, Evacuation, Exit, InstanceKey, Intervals, SandboxEvent,
-    StagedDroplet, StagingError, StagingEvent, TaskKey,
+    BusEvent, Capacity, Cell, CellConfig, ComponentFacts, DiskUse, DropletEvent, Effect, Evacuation, Exit, InstanceKey, Intervals,
+    SandboxEvent, SandboxSpec, StagedDroplet, StagingError, StagingEvent, TaskKey,
 };
-use dewar_protocol::{DropletSha1, Mib, Secret, StartMessage};
+use dewar_protocol::{Bytes, DropletSha1, InstanceId, Mib, Secret};
 
 use crate::chance::Chance;
 use crate::ledger::Ledger;
@@ -30,6 +30,8 @@ const NEVER: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Sandbox {
+    files: InstanceId,
+    sha1: DropletSha1,
     port: Option<u16>,
     launched: bool,
     /// How many more kills it survives; see [`NEVER`].
@@ -45,6 +47,7 @@ pub(crate) enum Later {
     End(InstanceKey, Exit),
     Droplet(DropletSha1, DropletEvent),
     Staging(TaskKey, StagingEvent),
+    CrashDisk(DiskUse),
     Bus(BusEvent),
 }
 
@@ -70,6 +73,7 @@ pub(crate) fn config(process: u64, chance: &mut Chance) -> CellConfig {
     }
     config.preparation_limit = Duration::from_secs(120);
     config.crash_lifetime = Duration::from_secs(600);
+    config.droplet_budget = Bytes(1);
     config.staging.time_limit = Duration::from_secs(300);
     config.staging.memory = Mib(300);
     config.staging.disk = Mib(300);
@@ -111,7 +115,7 @@ impl Agent {
     pub(crate) fn carry_out(&mut self, effect: &Effect, luck: Luck, chance: &mut Chance) -> Plans {
         match effect {
             Effect::FetchDroplet { sha1, .. } => fetch(sha1, luck, chance),
-            Effect::StartSandbox(spec) => self.start(spec.key, &spec.start, luck, chance),
+            Effect::StartSandbox(spec) => self.start(spec, luck, chance),
             Effect::StopSandbox(key) => self.stop(*key, chance),
             Effect::KillSandbox(key) => self.kill(*key, chance),
             Effect::StartStaging(spec) => {
@@ -127,9 +131,21 @@ impl Agent {
                 self.sandboxes.clear();
                 Vec::new()
             }
+            Effect::DeleteInstanceFiles(id) => {
+                self.assert_nobody_lives_in(id);
+                Vec::new()
+            }
+            Effect::MakeRoom(id) => {
+                self.assert_nobody_lives_in(id);
+                vec![(chance.seconds(0, 5), Later::CrashDisk(disk_use(chance)))]
+            }
+            Effect::EvictDroplet(sha1) => {
+                let mut users = self.sandboxes.values().filter(|sandbox| sandbox.sha1 == *sha1);
+                assert!(users.next().is_none(), "a droplet that is in use is evicted");
+                Vec::new()
+            }
             Effect::Publish(_)
             | Effect::Reply(..)
-            | Effect::DeleteInstanceFiles(_)
             | Effect::Transitioned { .. }
             | Effect::AppLog { .. }
             | Effect::Refused { .. }
@@ -163,6 +179,7 @@ impl Agent {
                 // Whoever was cancelled may have been about to report.
                 (wanted || chance.percent(50)).then(|| Input::Staging(*key, event.clone()))
             }
+            Later::CrashDisk(used) => Some(Input::CrashDisk(*used)),
             Later::Bus(event) => (self.bus != *event).then(|| {
                 self.bus = *event;
                 Input::Bus(*event)
@@ -170,12 +187,25 @@ impl Agent {
         }
     }
 
-    fn start(&mut self, key: InstanceKey, start: &StartMessage, luck: Luck, chance: &mut Chance) -> Plans {
+    fn assert_nobody_lives_in(&self, files: &InstanceId) {
+        let inhabitant = self.sandboxes.iter().find(|(_, sandbox)| sandbox.files == *files);
+        assert!(inhabitant.is_none(), "files of something alive are deleted: {inhabitant:?}");
+    }
+
+    /// Names of directories: of all that live here, and of one that nobody has.
+    pub(crate) fn directories(&self) -> Vec<InstanceId> {
+        let living = self.sandboxes.values().map(|sandbox| sandbox.files.clone());
+        living.chain([stray()]).collect()
+    }
+
+    fn start(&mut self, spec: &SandboxSpec, luck: Luck, chance: &mut Chance) -> Plans {
+        let key = spec.key;
         self.next_port += 1;
         let bad = luck == Luck::Bad;
         let port = (!(bad && chance.percent(10))).then_some(self.next_port);
         let deaf = if bad { chance.pick(&[0, 0, 0, 0, 0, 0, 0, 1, 3, NEVER]) } else { 0 };
-        let earlier = self.sandboxes.insert(key, Sandbox { port, launched: false, deaf, ending: false });
+        let (files, sha1) = (spec.instance_id.clone(), spec.sha1.clone());
+        let earlier = self.sandboxes.insert(key, Sandbox { files, sha1, port, launched: false, deaf, ending: false });
         assert!(earlier.is_none(), "instance {key:?} has two sandboxes");
         if bad && chance.percent(10) {
             return vec![(chance.seconds(0, 20), Later::End(key, exit(-1, "failed to start")))];
@@ -185,7 +215,7 @@ impl Agent {
         }
         let launch = if bad && chance.percent(10) { chance.seconds(100, 140) } else { chance.seconds(0, 4) };
         let mut plans = vec![(launch, Later::Launch(key))];
-        let timeout = u64::from(start.health_check_timeout.unwrap_or(60));
+        let timeout = u64::from(spec.start.health_check_timeout.unwrap_or(60));
         let ready = if bad && chance.percent(10) { chance.seconds(timeout.saturating_sub(1), timeout + 1) } else { chance.seconds(0, 4) };
         if !(bad && chance.percent(10)) {
             plans.push((launch + ready, Later::Ready(key)));
@@ -221,6 +251,17 @@ impl Agent {
             None => Vec::new(),
         }
     }
+}
+
+/// The name of a directory that was never anybody's.
+pub(crate) fn stray() -> InstanceId {
+    InstanceId("nobody's".to_owned())
+}
+
+/// Full in one case of two.
+pub(crate) fn disk_use(chance: &mut Chance) -> DiskUse {
+    let mut part = || if chance.percent(30) { 0.9 } else { 0.3 };
+    DiskUse { blocks: part(), inodes: part() }
 }
 
 fn exit(status: i32, description: &str) -> Exit {

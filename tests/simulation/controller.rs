@@ -69,7 +69,8 @@ fn ask(world: &mut World) {
         }
         860..880 => world.broadcast(&Request::ReportHeartbeat),
         880..900 => world.broadcast(&Request::Locate),
-        900..930 => world.measure(agent),
+        900..920 => world.measure(agent),
+        920..930 => world.tidy(agent),
         930..945 => stop_evacuees(world),
         945..980 => world.disconnect(agent),
         // Storms are made of these, too: more would leave no agent up for long.

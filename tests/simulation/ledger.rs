@@ -21,6 +21,7 @@ use dewar_core::{
 };
 use dewar_protocol::{DropletExited, ExitReason, Heartbeat, InstanceId, InstanceState, RouteRegistration};
 
+use crate::agent::stray;
 use crate::world::answers;
 
 /// How long a change may wait to be told together with others.
@@ -122,13 +123,20 @@ impl Ledger {
                 let mut leading = self.routes.iter().filter(|(port, uris)| !uris.is_empty() && self.ports.get(port) == Some(key));
                 assert_eq!(leading.next(), None, "routes still lead to {key:?}, which is asked to end");
             }
-            Effect::DeleteInstanceFiles(id) => {
+            // Found on disk, and never anybody's.
+            Effect::DeleteInstanceFiles(id) if *id == stray() => {}
+            Effect::DeleteInstanceFiles(id) | Effect::MakeRoom(id) => {
                 let key = self.files.remove(id);
                 self.cleared.insert(key.unwrap_or_else(|| panic!("{id:?} has no files, or none any more")));
             }
             Effect::StartStaging(_) | Effect::FetchDroplet { .. } => assert!(!self.leaving, "something is begun by an agent that leaves"),
             Effect::Unsubscribe => (self.deaf, self.evacuating) = (true, None),
-            Effect::KillSandbox(_) | Effect::CancelStaging(_) | Effect::AppLog { .. } | Effect::Refused { .. } | Effect::Exit(_) => {}
+            Effect::KillSandbox(_)
+            | Effect::EvictDroplet(_)
+            | Effect::CancelStaging(_)
+            | Effect::AppLog { .. }
+            | Effect::Refused { .. }
+            | Effect::Exit(_) => {}
         }
     }
 
@@ -341,6 +349,8 @@ impl Coverage {
             Effect::Transitioned { from, to, .. } => format!("{from} → {to}"),
             Effect::KillSandbox(_) => "kill".to_owned(),
             Effect::DeleteInstanceFiles(_) => "delete files".to_owned(),
+            Effect::MakeRoom(_) => "make room".to_owned(),
+            Effect::EvictDroplet(_) => "evict".to_owned(),
             Effect::CancelStaging(_) => "cancel staging".to_owned(),
             Effect::Refused { why, .. } if why.contains("shutting down") => "refused while shutting down".to_owned(),
             Effect::Refused { why, .. } if why.contains("evacuated") => "refused while evacuating".to_owned(),
@@ -374,6 +384,8 @@ impl Coverage {
             "STOPPING → STOPPED",
             "kill",
             "delete files",
+            "make room",
+            "evict",
             "cancel staging",
             "refused while shutting down",
             "refused while evacuating",

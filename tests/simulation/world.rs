@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
-use dewar_core::{BusEvent, Effect, Input, Mono, Now, ReplyTo, Request, Signal, VarzInstance, Wall};
+use dewar_core::{BusEvent, Effect, Input, KeptDroplet, Mono, Now, ReplyTo, Request, Signal, VarzInstance, Wall};
 
 use crate::agent::{Agent, Later, Luck};
 use crate::chance::Chance;
@@ -265,6 +265,16 @@ impl World {
         let cpu = self.mono.mul_f64(0.5);
         let sample = dewar_core::Sample { cpu, memory: dewar_protocol::Bytes(1 << 24), disk: dewar_protocol::Bytes(1 << 20) };
         self.feed(number, Input::Usage(sandboxes.into_iter().map(|key| (key, sample)).collect()));
+    }
+
+    /// Looks at an agent's disk, as its edge does from time to time.
+    pub(crate) fn tidy(&mut self, number: usize) {
+        let used = crate::agent::disk_use(&mut self.chance);
+        let droplets = (0..3).map(|digit| KeptDroplet { sha1: crate::controller::digest(digit), size: dewar_protocol::Bytes(1) });
+        let directories = self.agents[number].directories();
+        for input in [Input::CrashDisk(used), Input::Strays(directories), Input::Droplets(droplets.collect())] {
+            self.feed(number, input);
+        }
     }
 
     /// From now on nothing goes wrong any more.

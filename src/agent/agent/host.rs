@@ -22,6 +22,7 @@ use crate::config::AgentConfig;
 use crate::descriptors;
 use crate::droplet_store::DropletStore;
 use crate::effects::{Droplets, Effects};
+use crate::housekeeping::Housekeeper;
 use crate::http::{self, Facts};
 use crate::instances::{Instances, Means};
 use crate::logs::Logs;
@@ -108,6 +109,8 @@ impl Host {
                 ..cell.staging
             },
             crash_lifetime: config.crash_lifetime,
+            crash_disk: config.crash_disk,
+            droplet_budget: config.droplet_budget,
             exited_reasons: config.compat.exited_reasons,
             whole_heartbeats: !config.compat.split_heartbeats,
             legacy_messages: config.compat.legacy_subjects,
@@ -141,6 +144,9 @@ impl Host {
             reports: reports.clone(),
             tasks: tasks.clone(),
         });
+        let workspaces = self.stager.as_ref().map(Stager::workspaces);
+        let (paths, store) = (self.base_dir.paths().clone(), self.droplets.clone());
+        let housekeeper = Housekeeper::new(paths, store, workspaces, reports.clone(), tasks.clone());
         let stagings = self.stager.clone().map(|stager| Stagings::new(stager, logs.clone(), reports.clone(), tasks.clone()));
         let droplets = Droplets::new(self.droplets.clone(), reports, tasks.clone());
         Effects {
@@ -148,6 +154,7 @@ impl Host {
             instances,
             stagings,
             droplets,
+            housekeeper,
             logs: logs.clone(),
             listening: listening.clone(),
             complaints: Complaints::new(),

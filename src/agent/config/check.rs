@@ -15,6 +15,7 @@ use super::instance::instance;
 use super::logging::logging;
 use super::nats::bus;
 use super::reader::{Findings, Reader};
+use super::reaping::{crash_disk, crash_lifetime, droplet_budget};
 use super::resources::{capacity, intervals};
 use super::staging::staging;
 use super::{AgentConfig, ConfigError, StatusConfig};
@@ -24,8 +25,6 @@ use crate::hardening::{Hardening, InForce};
 pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "bind_mounts",
     "cc_url",
-    "crash_block_usage_ratio_threshold",
-    "crash_inode_usage_ratio_threshold",
     "dea_ruby",
     "directory_server",
     "domain",
@@ -93,7 +92,9 @@ pub(super) fn read(reader: &mut Reader) -> AgentConfig {
         stacks: stacks(reader),
         zone: reader.text_or("placement_properties.zone", "default"),
         health_check_timeout: reader.seconds("default_health_check_timeout", Duration::from_secs(60), 1.0..=DAY),
-        crash_lifetime: reader.seconds("crash_lifetime_secs", Duration::from_secs(3600), 0.0..=365.0 * DAY),
+        crash_lifetime: crash_lifetime(reader),
+        crash_disk: crash_disk(reader),
+        droplet_budget: droplet_budget(reader),
         instance: instance(reader),
         egress: egress(reader),
         staging: staging(reader),

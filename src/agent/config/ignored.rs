@@ -19,8 +19,6 @@ enum Kind {
 const TYPES: &[(&str, Kind)] = &[
     ("bind_mounts", Kind::Mounts),
     ("cc_url", Kind::Text),
-    ("crash_block_usage_ratio_threshold", Kind::Number),
-    ("crash_inode_usage_ratio_threshold", Kind::Number),
     ("dea_ruby", Kind::Text),
     ("directory_server", Kind::Section),
     ("directory_server.protocol", Kind::Text),

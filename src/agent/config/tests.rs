@@ -96,6 +96,7 @@ fn the_least_gives_the_documented_defaults() {
     assert!(!config.staging.enabled);
     assert_eq!((config.staging.memory_mib, config.staging.disk_mib, config.staging.duration), (1024, 2048, Duration::from_secs(900)));
     assert_eq!((config.health_check_timeout, config.crash_lifetime), (Duration::from_secs(60), Duration::from_secs(3600)));
+    assert_eq!((config.crash_disk, config.droplet_budget), (DiskUse { blocks: 0.8, inodes: 0.8 }, Bytes(10 << 30)));
     assert_eq!((config.logging.level, config.logging.format), (LevelFilter::INFO, LogFormat::Text));
     assert!(matches!(config.bus.auth, BusAuth::None) && config.bus.tls.is_none());
     assert_eq!((config.compile, &config.instance.http), (CompileLimits::default(), &HttpLimits::default()));
@@ -157,6 +158,21 @@ fn a_zero_or_negative_registration_interval_is_refused_as_the_dea_did_it() {
         let (config, _) = AgentConfig::from_yaml(&format!("{LEAST}intervals: {{ router_register_in_seconds: {good} }}\n")).unwrap();
         assert_eq!(config.intervals.router_register, Duration::from_secs_f64(seconds));
     }
+}
+
+#[test]
+fn what_is_kept_is_the_operators_choice() {
+    let yaml = "crash_block_usage_ratio_threshold: 0.5\ncrash_inode_usage_ratio_threshold: 1\ndroplets: { cache_mb: 0 }\n";
+    let (config, warnings) = AgentConfig::from_yaml(&format!("{LEAST}{yaml}")).unwrap();
+    assert_eq!((config.crash_disk, config.droplet_budget), (DiskUse { blocks: 0.5, inodes: 1.0 }, Bytes(0)));
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(
+        errors(&format!("{LEAST}crash_block_usage_ratio_threshold: 80\ndroplets: {{ cache_mb: -1 }}\n")),
+        [
+            "`crash_block_usage_ratio_threshold` must be a number from 0 to 1",
+            "`droplets.cache_mb` must be a whole number from 0 to 1099511627776"
+        ]
+    );
 }
 
 #[test]

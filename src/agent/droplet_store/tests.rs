@@ -13,14 +13,14 @@ use crate::staging::StagingInfo;
 use crate::test_server::{Answer, Server};
 use crate::transfer::{TransferConfig, Transfers};
 
-const ROOMY: InstanceLimits = InstanceLimits { disk: Bytes(1 << 20), inodes: 100 };
+pub(super) const ROOMY: InstanceLimits = InstanceLimits { disk: Bytes(1 << 20), inodes: 100 };
 
 fn open(dir: &Path) -> DropletStore {
     let config = TransferConfig { pause: Duration::from_millis(1), ..TransferConfig::default() };
     DropletStore::open(&dir.join("droplets"), Transfers::new(config).unwrap()).unwrap()
 }
 
-fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), flate2::Compression::fast()));
     for (path, content) in files {
         let mut header = tar::Header::new_gnu();
@@ -34,7 +34,7 @@ fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     archive.into_inner().unwrap().finish().unwrap()
 }
 
-fn droplet() -> Vec<u8> {
+pub(super) fn droplet() -> Vec<u8> {
     let info = b"start_command: run\nworld: http\neffective_procfile:\n  web: run\n";
     archive(&[("app/index.html", b"<p>"), ("app/sub/x", b"x"), ("droplet.wasm", b"\0asm"), ("logs/", b""), ("staging_info.yml", info)])
 }
@@ -46,11 +46,11 @@ fn place(dir: &Path, archive: &[u8]) -> PathBuf {
     path
 }
 
-async fn adopt(store: &DropletStore, dir: &Path, archive: &[u8]) -> DropletSha1 {
-    store.adopt(&place(dir, archive)).await.unwrap()
+pub(super) async fn adopt(store: &DropletStore, dir: &Path, archive: &[u8]) -> DropletSha1 {
+    store.adopt(&place(dir, archive)).await.unwrap().sha1().clone()
 }
 
-fn sha1_of(bytes: &[u8]) -> DropletSha1 {
+pub(super) fn sha1_of(bytes: &[u8]) -> DropletSha1 {
     use sha1::{Digest as _, Sha1};
     crate::digest::sha1(Sha1::new_with_prefix(bytes))
 }
@@ -101,7 +101,7 @@ async fn a_droplet_that_was_changed_on_disk_is_noticed() {
     let mut changed = droplet();
     *changed.last_mut().unwrap() ^= 1;
     fs::write(&path, &changed).unwrap();
-    assert!(!store.holds(&sha1).await.unwrap());
+    assert!(store.hold(&sha1).await.unwrap().is_none());
     assert!(!path.exists());
     let error = store.unpack(&sha1, &dir.path().join("two"), ROOMY).await.unwrap_err();
     assert_eq!(error.to_string(), format!("unpack droplet {sha1}: it is not here"));
@@ -115,7 +115,7 @@ async fn an_archive_that_is_moved_in_is_there_under_its_digest() {
     let store = open(dir.path());
     let sha1 = adopt(&store, dir.path(), &droplet()).await;
     assert_eq!(sha1, sha1_of(&droplet()));
-    assert!(store.holds(&sha1).await.unwrap());
+    assert!(store.hold(&sha1).await.unwrap().is_some());
     assert_eq!(adopt(&store, dir.path(), &droplet()).await, sha1, "a second time changes nothing");
 }
 

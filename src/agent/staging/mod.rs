@@ -42,7 +42,7 @@ pub(crate) use self::info::read_text;
 pub use self::info::{InvalidInfo, StagingInfo};
 use self::loaded::LoadedBuildpacks;
 use self::task::{Phase, Task};
-use self::workspace::Workspace;
+pub(crate) use self::workspace::Workspaces;
 use crate::droplet_store::DropletStore;
 use crate::transfer::Transfers;
 
@@ -79,8 +79,7 @@ pub struct Stager(Arc<Means>);
 #[derive(Debug)]
 struct Means {
     config: StagerConfig,
-    /// Where the directories of stagings are.
-    staging_dir: PathBuf,
+    workspaces: Arc<Workspaces>,
     sandboxes: Sandboxes,
     droplets: DropletStore,
     transfers: Transfers,
@@ -90,20 +89,30 @@ struct Means {
     loaded: LoadedBuildpacks,
 }
 
+/// The directory of a staging, for tests of others.
+#[cfg(test)]
+pub(crate) fn test_workspace(all: &Arc<Workspaces>) -> impl Drop + use<> {
+    workspace::Workspace::create(all).unwrap()
+}
+
 impl Stager {
     /// Makes the directories that staging needs, and removes what a previous process left behind.
     ///
     /// # Errors
     /// When a directory cannot be made or emptied.
     pub fn new(config: StagerConfig, sandboxes: Sandboxes, droplets: DropletStore, transfers: Transfers) -> io::Result<Self> {
-        let staging_dir = config.base_dir.join("staging");
-        Workspace::prepare(&staging_dir)?;
+        let workspaces = Workspaces::prepare(config.base_dir.join("staging"))?;
         let admin_buildpacks = AdminBuildpacks::open(config.base_dir.join("admin_buildpacks"))?;
         let buildpack_caches = BuildpackCaches::open(config.base_dir.join("buildpack_caches"))?;
         let outcomes = OutcomeCache::open(config.base_dir.join("staging_cache"))?;
         let loaded = LoadedBuildpacks::default();
-        let means = Means { config, staging_dir, sandboxes, droplets, transfers, admin_buildpacks, buildpack_caches, outcomes, loaded };
+        let means = Means { config, workspaces, sandboxes, droplets, transfers, admin_buildpacks, buildpack_caches, outcomes, loaded };
         Ok(Self(Arc::new(means)))
+    }
+
+    /// The directories of stagings under way.
+    pub(crate) fn workspaces(&self) -> Arc<Workspaces> {
+        Arc::clone(&self.0.workspaces)
     }
 
     /// Stages: `set_up` is called when the buildpacks are about to run. On success the droplet is in the store, and uploaded.

@@ -26,6 +26,7 @@ use super::upload::upload;
 use super::workspace::Workspace;
 use crate::archive::unpack;
 use crate::blocking;
+use crate::droplet_store::Held;
 use crate::transfer::{Downloaded, Retry};
 use crate::tree::{Tree, TreeLimits};
 
@@ -98,8 +99,8 @@ impl<'a> Task<'a> {
     async fn set_up(&mut self) -> Result<Setup, Failure> {
         let stack = self.stack()?;
         let egress = self.means.config.egress.policy(&self.message().egress_network_rules)?;
-        let staging_dir = self.means.staging_dir.clone();
-        let workspace = blocking::run(move || Workspace::create(&staging_dir)).await;
+        let workspaces = Arc::clone(&self.means.workspaces);
+        let workspace = blocking::run(move || Workspace::create(&workspaces)).await;
         let workspace = Arc::new(workspace.map_err(|source| Failure::Disk { what: "make a directory for staging", source })?);
         self.workspace = Some(Arc::clone(&workspace));
         let downloads = workspace.downloads();
@@ -147,7 +148,7 @@ impl<'a> Task<'a> {
         if let Some(outcome) = self.means.outcomes.get(&fingerprint) {
             let staged_at = local_time(outcome.staged_at);
             let droplet = outcome.into_droplet();
-            if self.means.droplets.holds(&droplet.sha1).await? {
+            if let Some(_held) = self.means.droplets.hold(&droplet.sha1).await? {
                 info!(%fingerprint, droplet_sha1 = %droplet.sha1, "staged before");
                 self.say(&format!("-----> Unchanged since {staged_at}, using the droplet of then"));
                 self.upload_droplet(&droplet).await?;
@@ -173,7 +174,7 @@ impl<'a> Task<'a> {
         let chosen = build.choose(&setup.selection).await?;
         self.lay_out_cache(&setup, &chosen.origin).await?;
         let built = build.run(&chosen, self.start_command()).await?;
-        let droplet = self.store(built).await?;
+        let (droplet, _held) = self.store(built).await?;
         self.means.outcomes.put(&fingerprint, &Outcome::new(&droplet, Timestamp::now().as_second()));
         self.upload_droplet(&droplet).await?;
         self.keep_cache(&workspace, &chosen.origin).await?;
@@ -213,15 +214,17 @@ impl<'a> Task<'a> {
         laid_out.await.map_err(|source| Failure::Disk { what: "make the buildpack cache", source })
     }
 
-    async fn store(&self, built: Built) -> Result<StagedDroplet, Failure> {
-        let sha1 = self.means.droplets.adopt(&built.archive).await?;
-        Ok(StagedDroplet {
-            sha1,
+    /// The droplet is held so that it is there to be uploaded.
+    async fn store(&self, built: Built) -> Result<(StagedDroplet, Held), Failure> {
+        let held = self.means.droplets.adopt(&built.archive).await?;
+        let droplet = StagedDroplet {
+            sha1: held.sha1().clone(),
             detected_buildpack: built.info.detected_buildpack,
             buildpack_key: built.buildpack_key,
             start_command: built.info.start_command,
             process_types: built.info.effective_procfile,
-        })
+        };
+        Ok((droplet, held))
     }
 
     async fn upload_droplet(&self, droplet: &StagedDroplet) -> Result<(), Failure> {

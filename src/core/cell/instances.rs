@@ -157,7 +157,7 @@ impl Cell {
                     let text = |it: &Instance| format!("Instance (index {}) {}", it.start.index, it.health_check().complaint());
                     out.extend(self.registry.get(key).map(|instance| app_log(instance, LogStream::Err, text(instance))));
                 }
-                Deed::Reap => self.reap(key, out),
+                Deed::Reap => self.reap(key, Effect::DeleteInstanceFiles, out),
             }
         }
     }
@@ -199,7 +199,7 @@ impl Cell {
                 self.tell_of_stop(key, from, out);
             }
             InstanceState::Crashed => self.crashed(now, key, out),
-            InstanceState::Stopped => self.forget(key, out),
+            InstanceState::Stopped => self.forget(key, Effect::DeleteInstanceFiles, out),
             InstanceState::Born | InstanceState::Starting | InstanceState::Resuming => {}
         }
     }
@@ -239,19 +239,20 @@ impl Cell {
         }
     }
 
-    fn reap(&mut self, key: InstanceKey, out: &mut Vec<Effect>) {
+    /// A crash is kept no longer.
+    pub(super) fn reap(&mut self, key: InstanceKey, delete: fn(InstanceId) -> Effect, out: &mut Vec<Effect>) {
         let Some(instance) = self.registry.get(key) else { return };
         out.push(app_log(instance, LogStream::Out, format!("Removing crash for app with id {}", instance.start.app_id)));
-        self.forget(key, out);
+        self.forget(key, delete, out);
     }
 
     /// Out of the registry, and off the disk.
-    fn forget(&mut self, key: InstanceKey, out: &mut Vec<Effect>) {
+    fn forget(&mut self, key: InstanceKey, delete: fn(InstanceId) -> Effect, out: &mut Vec<Effect>) {
         let Some(instance) = self.registry.remove(key) else { return };
         self.crashes.forget(&instance.start.app_id, key);
         out.push(app_log(&instance, LogStream::Out, with_index_and_guid("Stopping app instance", &instance)));
         out.push(app_log(&instance, LogStream::Out, with_index_and_guid("Stopped app instance", &instance)));
-        out.extend(instance.files().map(|files| Effect::DeleteInstanceFiles(files.clone())));
+        out.extend(instance.files().map(|files| delete(files.clone())));
     }
 }
 

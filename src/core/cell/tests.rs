@@ -4,6 +4,7 @@ mod compat;
 mod evacuation;
 mod instances;
 mod presence;
+mod reaping;
 mod reports;
 mod shutdown;
 mod staging;
@@ -141,6 +142,8 @@ fn show(effect: &Effect) -> String {
         Effect::StopSandbox(key) => format!("stop sandbox {}", key.0),
         Effect::KillSandbox(key) => format!("kill sandbox {}", key.0),
         Effect::DeleteInstanceFiles(_) => "delete instance files".to_owned(),
+        Effect::MakeRoom(_) => "delete instance files and measure the disk".to_owned(),
+        Effect::EvictDroplet(sha1) => format!("evict droplet {}…", &sha1.as_str()[..1]),
         Effect::StartStaging(spec) => {
             format!("start staging {} of {} with {} and {}", spec.key.0, spec.message.app_id, spec.memory, spec.disk)
         }

@@ -20,6 +20,11 @@ impl Instance {
         })
     }
 
+    /// What its files are or would be called.
+    pub(crate) fn files_name(&self) -> &InstanceId {
+        &self.files
+    }
+
     /// What its files are called, if there can be any.
     pub(crate) fn files(&self) -> Option<&InstanceId> {
         self.started.map(|_| &self.files)
