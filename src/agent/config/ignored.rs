@@ -9,7 +9,6 @@ use super::reader::Reader;
 enum Kind {
     Text,
     Whole,
-    Number,
     Section,
     /// A list of sections with `src_path`, maybe `dst_path`, and maybe `mode`, which is `ro` or `rw`.
     Mounts,
@@ -78,7 +77,6 @@ impl Kind {
         match self {
             Self::Text => "a text",
             Self::Whole => "a whole number",
-            Self::Number => "a number",
             Self::Section => "a section with keys of its own",
             Self::Mounts => "a list of sections with `src_path`, maybe `dst_path`, and maybe `mode` ro or rw",
         }
@@ -88,7 +86,6 @@ impl Kind {
         match self {
             Self::Text => value.is_string(),
             Self::Whole => value.is_u64(),
-            Self::Number => value.is_number(),
             Self::Section => value.is_object(),
             Self::Mounts => value.as_array().is_some_and(|mounts| mounts.iter().all(is_mount)),
         }
