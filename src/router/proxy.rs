@@ -1,6 +1,7 @@
 //! The way of a request: checked, given to an endpoint (another one if that refuses the connection), its answer passed back.
 
 use std::error::Error;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -27,8 +28,11 @@ use crate::table::Table;
 use crate::upstream::{Connection, SendError, Upstream};
 use crate::{sticky, tunnel};
 
-/// Endpoints that are tried for one request.
+/// Endpoints that are tried for one request, without those that refuse the connection at once.
 const MAX_ATTEMPTS: usize = 3;
+
+/// Endpoints that are tried at all. With an agent many of an app's instances die at a time, and each of them refuses.
+const MAX_TRIED: usize = 64;
 
 /// What all requests share.
 #[derive(Debug)]
@@ -137,8 +141,8 @@ impl Client {
         wish: Wish<'_>,
     ) -> Result<(Response<Incoming>, Lease<Upstream>, Connection), Refusal> {
         let Proxy { config, table, .. } = &*self.proxy;
-        let mut tried = Vec::new();
-        while tried.len() < MAX_ATTEMPTS {
+        let (mut tried, mut attempts) = (Vec::new(), 0);
+        while attempts < MAX_ATTEMPTS && tried.len() < MAX_TRIED {
             let lease = match table.pick(host, wish, &tried) {
                 Pick::Endpoint(lease) => lease,
                 Pick::UnknownHost => return Err(Refusal::UnknownRoute { host: host.to_owned() }),
@@ -157,6 +161,7 @@ impl Client {
                 Err(SendError::Unreachable { request: unsent, cause }) => {
                     info!(%address, host, error = %cause, "endpoint is not reachable");
                     lease.mark_failed(table.now(), config.endpoints.failure_pause);
+                    attempts += usize::from(cause.kind() != ErrorKind::ConnectionRefused);
                     request = *unsent;
                 }
                 Err(SendError::Broken { replay, cause }) => {
@@ -164,6 +169,7 @@ impl Client {
                         return Err(refusal);
                     }
                     info!(%address, host, error = %cause, "endpoint broke off");
+                    attempts += 1;
                     request = *replay.ok_or(Refusal::EndpointFailure)?;
                 }
                 Err(SendError::TimedOut) => {

@@ -180,11 +180,20 @@ pub(crate) fn get(address: SocketAddr, host: &str, path: &str) -> Option<Respons
     get_with(address, host, path, "")
 }
 
+/// One POST on a connection of its own, as [`get`].
+pub(crate) fn post(address: SocketAddr, host: &str, path: &str, body: &str) -> Option<Response> {
+    ask(address, &format!("POST {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
+}
+
 /// As [`get`], with more lines of a head.
 pub(crate) fn get_with(address: SocketAddr, host: &str, path: &str, more: &str) -> Option<Response> {
+    ask(address, &format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n"))
+}
+
+fn ask(address: SocketAddr, request: &str) -> Option<Response> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n").ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
     let mut raw = Vec::new();
     stream.read_to_end(&mut raw).ok()?;
     let raw = String::from_utf8_lossy(&raw).into_owned();

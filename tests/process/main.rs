@@ -7,6 +7,7 @@
 mod configuration;
 mod controller;
 mod harness;
+mod health_manager;
 mod nats;
 
 mod bare_protocol;
@@ -14,5 +15,6 @@ mod dev;
 mod faults;
 mod hardening;
 mod hostile_messages;
+mod leaving;
 mod slow_consumer;
 mod three_processes;

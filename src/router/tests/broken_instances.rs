@@ -57,6 +57,19 @@ async fn when_every_endpoint_refuses_it_is_a_bad_gateway() {
 }
 
 #[tokio::test]
+async fn one_that_lives_among_many_that_died_together_is_found() {
+    let stage = Stage::set().await;
+    for _ in 0..20 {
+        stage.register(&["a.example"], dead_address().await).await;
+    }
+    let app = App::named("alive").await;
+    stage.register(&["a.example"], app.address).await;
+    for _ in 0..3 {
+        assert_eq!(stage.get("a.example", "/").await.status(), 200);
+    }
+}
+
+#[tokio::test]
 async fn connections_to_an_instance_are_used_again() {
     let stage = Stage::set().await;
     let app = App::named("app").await;
