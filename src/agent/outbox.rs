@@ -90,7 +90,7 @@ impl Outbox {
         self.send_on(subjects::DEA_HEARTBEAT, payload);
     }
 
-    /// Answers on a reply subject. [`Answer::Varz`] is never asked for over the bus.
+    /// Answers on a reply subject. [`Answer::Varz`] and [`Answer::Files`] are never asked for over the bus.
     pub(crate) fn reply(&self, subject: &str, answer: &Answer) {
         match answer {
             Answer::Found(found) => self.put(subject, found),
@@ -98,7 +98,7 @@ impl Outbox {
             Answer::Setup(setup) => self.put(subject, setup),
             Answer::Staged(staged) => self.put(subject, staged),
             Answer::Component(component) => self.put(subject, component),
-            Answer::Varz(_) => debug!(subject, "varz is not sent over the bus"),
+            Answer::Varz(_) | Answer::Files(_) => debug!(subject, "answer is not for the bus"),
         }
     }
 

@@ -205,6 +205,8 @@ mod tests {
             state,
             state_timestamp: UnixSeconds(0.0),
             staged: "/i".to_owned(),
+            file_uri: None,
+            credentials: None,
             file_uri_v2: None,
             stats: None,
         }

@@ -1,10 +1,11 @@
 //! The root of an agent's state: takes each input to the part it is about, and puts the effects in order.
 //!
 //! The parts: [`instances`] for what instances do, [`staging`] for staging tasks, [`presence`] for what the rest of the world is
-//! told and when, [`pacing`] for how often, [`reports`] for answers, [`reaping`] for what is no longer needed, [`evacuation`] and
-//! [`shutdown`] for the end.
+//! told and when, [`pacing`] for how often, [`reports`] for answers, [`files`] for who may read what, [`reaping`] for what is no longer
+//! needed, [`evacuation`] and [`shutdown`] for the end.
 
 mod evacuation;
+mod files;
 mod instances;
 mod pacing;
 mod presence;
@@ -124,6 +125,7 @@ impl Cell {
             Request::RegisterRoutes(router) => self.on_router(now, &router, out),
             Request::ReportStatus => answer(out, reply_to, || Answer::Status(self.status())),
             Request::DiscoverComponent => answer(out, reply_to, || Answer::Component(self.discovered(now))),
+            Request::LocateFiles(of) => answer(out, reply_to, || Answer::Files(self.locate_files(&of))),
             Request::ReportVarz => answer(out, reply_to, || Answer::Varz(Box::new(self.varz()))),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dewar_protocol::{Bytes, CellId, Mib, Secret};
+use dewar_protocol::{Bytes, CellId, FileUrls, Mib, Secret};
 
 use crate::reaper::DiskUse;
 use crate::resources::Capacity;
@@ -56,6 +56,8 @@ pub struct CellConfig {
     pub whole_heartbeats: bool,
     /// What the announcement as a component says.
     pub component: ComponentFacts,
+    /// How files are reached; `None`: not at all.
+    pub files: Option<FilesConfig>,
     /// After this long a shutdown ends whatever still runs.
     pub shutdown_limit: Duration,
 }
@@ -86,6 +88,7 @@ impl CellConfig {
             evacuation: Evacuation::default(),
             whole_heartbeats: true,
             component,
+            files: None,
             shutdown_limit: Duration::from_secs(30),
         }
     }
@@ -158,6 +161,35 @@ pub enum ExitedReasons {
     Classic,
     /// `CRASHED` only.
     Modern,
+}
+
+/// How files of instances and staging tasks are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilesConfig {
+    /// Signs URLs for the file server.
+    pub urls: FileUrls,
+    /// What routers are told of it; `None`: its URLs carry its address.
+    pub route: Option<FilesRoute>,
+    /// The file server of before 2013-12, if it runs.
+    pub v1: Option<FilesV1>,
+}
+
+/// A route to the file server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilesRoute {
+    /// The host name of its URLs, new at every process start.
+    pub host_name: String,
+    /// Its port.
+    pub port: u16,
+}
+
+/// The file server of before 2013-12.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilesV1 {
+    /// Where it has instances.
+    pub uri: String,
+    /// Basic-auth user and password for it, new at every process start.
+    pub credentials: Secret<(String, String)>,
 }
 
 /// What the announcement as a component says, beyond what the cell knows.

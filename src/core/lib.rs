@@ -31,12 +31,12 @@ mod time;
 mod vocabulary;
 
 pub use cell::Cell;
-pub use config::{CellConfig, ComponentFacts, Evacuation, ExitedReasons, Intervals, StagingConfig};
+pub use config::{CellConfig, ComponentFacts, Evacuation, ExitedReasons, FilesConfig, FilesRoute, FilesV1, Intervals, StagingConfig};
 pub use health::HealthCheck;
 pub use reaper::DiskUse;
 pub use resources::Capacity;
 pub use time::{Mono, Now, Wall};
 pub use vocabulary::{
-    Answer, BusEvent, DropletEvent, Effect, Exit, Input, InstanceKey, KeptDroplet, Publication, ReplyTo, Request, Sample, SandboxEvent,
-    SandboxSpec, Signal, StagedDroplet, StagingError, StagingEvent, StagingSpec, TaskKey, Varz, VarzInstance,
+    Answer, BusEvent, DropletEvent, Effect, Exit, FilesAt, Input, InstanceKey, KeptDroplet, Publication, ReplyTo, Request, Sample,
+    SandboxEvent, SandboxSpec, Signal, StagedDroplet, StagingError, StagingEvent, StagingSpec, TaskKey, Varz, VarzInstance,
 };

@@ -67,6 +67,7 @@ fn is_new(request: &Request) -> bool {
         | Request::RegisterRoutes(_)
         | Request::ReportStatus
         | Request::DiscoverComponent
+        | Request::LocateFiles(_)
         | Request::ReportVarz => false,
     }
 }
@@ -86,6 +87,7 @@ pub(crate) fn subject(request: &Request) -> &'static str {
         Request::RegisterRoutes(_) => "router.start",
         Request::ReportStatus => "dea.status",
         Request::DiscoverComponent => "vcap.component.discover",
+        Request::LocateFiles(_) => "file access",
         Request::ReportVarz => "/varz",
     }
 }

@@ -89,6 +89,11 @@ impl Registry {
         self.instances.get(&key)
     }
 
+    /// By its id on the wire.
+    pub(crate) fn by_id(&self, instance_id: &InstanceId) -> Option<&Instance> {
+        self.by_id.get(instance_id).and_then(|key| self.instances.get(key))
+    }
+
     /// Changes an instance in any way but its id; `None` if there is no such instance.
     pub(crate) fn update<R>(&mut self, key: InstanceKey, change: impl FnOnce(&mut Instance) -> R) -> Option<R> {
         let instance = self.instances.get_mut(&key)?;

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dewar_protocol::{AppId, SetupReply, StagingMessage, StagingReply};
+use dewar_protocol::{AppId, SetupReply, StagingMessage, StagingReply, TaskId};
 
 use crate::registry::{AppIndex, Deadlines};
 use crate::resources::Reservation;
@@ -84,6 +84,7 @@ impl StagingTask {
         self.failed(StagingError { message: error.to_owned(), info: None })
     }
 
+    /// Without the URL of the log.
     fn setup_reply(&self, error: Option<String>) -> SetupReply {
         SetupReply {
             task_id: self.message.task_id.clone(),
@@ -160,6 +161,11 @@ impl StagingTasks {
     /// For [`StagingTask::handle`]; what is indexed does not change.
     pub(crate) fn get_mut(&mut self, key: TaskKey) -> Option<&mut StagingTask> {
         self.tasks.get_mut(&key)
+    }
+
+    /// By its name on the wire; the newest, should a Cloud Controller have used it twice.
+    pub(crate) fn by_id(&self, task_id: &TaskId) -> Option<&StagingTask> {
+        self.tasks.values().rev().find(|task| task.message.task_id == *task_id)
     }
 
     pub(crate) fn of_app(&self, app_id: &AppId) -> Vec<TaskKey> {

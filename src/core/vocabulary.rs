@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dewar_protocol::{
-    Advertise, AppId, Bytes, ComponentAnnounce, DropletExited, DropletSha1, ErrorInfo, FindDroplet, FoundInstance, Heartbeat, Hello,
-    InstanceId, InstanceState, LogStream, Mib, RouteRegistration, RouterStart, Secret, SetupReply, Shutdown, StagingAdvertise,
+    Advertise, AppId, Bytes, ComponentAnnounce, DropletExited, DropletSha1, ErrorInfo, FilesOf, FindDroplet, FoundInstance, Heartbeat,
+    Hello, InstanceId, InstanceState, LogStream, Mib, RouteRegistration, RouterStart, Secret, SetupReply, Shutdown, StagingAdvertise,
     StagingMessage, StagingReply, StagingStop, StartMessage, Status, Stop, Update,
 };
 
@@ -79,6 +79,8 @@ pub enum Request {
     ReportStatus,
     /// `vcap.component.discover`. [`Answer::Component`].
     DiscoverComponent,
+    /// Somebody shows a file URL. [`Answer::Files`].
+    LocateFiles(FilesOf),
     /// `GET /varz`. [`Answer::Varz`].
     ReportVarz,
 }
@@ -305,8 +307,25 @@ pub enum Answer {
     Staged(Box<StagingReply>),
     /// To `vcap.component.discover`.
     Component(ComponentAnnounce),
+    /// To whoever wants to serve files.
+    Files(FilesAt),
     /// To `GET /varz`.
     Varz(Box<Varz>),
+}
+
+/// Where files are, if anywhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FilesAt {
+    /// Nobody of that name is registered.
+    Unknown,
+    /// It has none to show now.
+    Unavailable,
+    /// With a running instance, by its id at its start.
+    Instance(InstanceId),
+    /// With what is kept of a crash, likewise.
+    Crash(InstanceId),
+    /// With a staging task.
+    StagingTask(TaskKey),
 }
 
 /// What a sandbox needs to know to be made. The edge adds what only it knows: paths, the port, local time.

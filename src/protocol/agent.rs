@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::counting_keys;
 use crate::start::null_is_default;
-use crate::{AppId, Bytes, CellId, InstanceId, Mib, UnixSeconds};
+use crate::{AppId, Bytes, CellId, InstanceId, Mib, Secret, UnixSeconds};
 
 /// The constant that `dea.start`, `dea.status` and `dea.shutdown` carry as `version`.
 pub const PROTOCOL_VERSION: &str = "0.0.1";
@@ -316,9 +316,15 @@ pub struct FoundInstance {
     pub state_timestamp: UnixSeconds,
     /// `/` and the instance id.
     pub staged: String,
+    /// Where the file server of before 2013-12 has `staged`; Cloud Controllers take it where `file_uri_v2` is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_uri: Option<String>,
+    /// Its user and password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Secret<(String, String)>>,
     /// Signed URL of the path asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file_uri_v2: Option<String>,
+    pub file_uri_v2: Option<Secret<String>>,
     /// Statistics, if asked for and the instance is running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<InstanceStats>,

@@ -2,11 +2,13 @@
 //!
 //! The messages are those of Cloud Foundry's Droplet Execution Agent (`dea_ng`, 2012–2017): names and shapes on the wire are
 //! kept to the letter through serde attributes, Rust names say what is meant (`droplet` on the wire *is* the application id).
-//! "MB" on the wire always means MiB. Types carry no logic beyond what decoding needs.
+//! "MB" on the wire always means MiB. Types carry no logic beyond what decoding needs, signed
+//! URLs ([`FileUrls`]) included.
 
 mod agent;
 mod component;
 mod counting_keys;
+mod file_urls;
 mod logs;
 mod router;
 mod staging;
@@ -19,6 +21,7 @@ pub use agent::{
     InstanceState, InstanceStats, InstanceUsage, PROTOCOL_VERSION, PlacementProperties, Shutdown, Status, Stop, UnknownState, Update,
 };
 pub use component::ComponentAnnounce;
+pub use file_urls::{FILE_URL_SECONDS, FileUrlError, FileUrls, FilesOf, STAGING_LOG};
 pub use logs::{LogLine, LogRequest, LogSource, LogStream};
 pub use router::{RouteRegistration, RouterStart};
 pub use staging::{

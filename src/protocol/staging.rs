@@ -112,8 +112,9 @@ pub struct AdminBuildpack {
 pub struct SetupReply {
     /// Echo.
     pub task_id: TaskId,
-    /// Where the task's log can be read; null while agents serve no files.
-    pub task_streaming_log_url: Option<String>,
+    /// Signed URL of the task's log, to be read with `&tail&tail_offset=<bytes so far>` until it is not found any more; null where an
+    /// agent serves no files.
+    pub task_streaming_log_url: Option<Secret<String>>,
     /// Always null here; Cloud Controllers of 2013 want the key.
     pub detected_buildpack: Option<String>,
     /// What went wrong, null on success.

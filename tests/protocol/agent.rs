@@ -2,8 +2,8 @@
 
 use dewar_protocol::{
     Advertise, AppCounts, AppId, Bytes, CellId, DropletExited, ExitReason, FindDroplet, FoundInstance, Heartbeat, HeartbeatEntry, Hello,
-    InstanceFilter, InstanceId, InstanceState, InstanceStats, InstanceUsage, Mib, PROTOCOL_VERSION, PlacementProperties, Shutdown, Status,
-    Stop, UnixSeconds, Update,
+    InstanceFilter, InstanceId, InstanceState, InstanceStats, InstanceUsage, Mib, PROTOCOL_VERSION, PlacementProperties, Secret, Shutdown,
+    Status, Stop, UnixSeconds, Update,
 };
 
 use crate::{decode, golden, refused, understood};
@@ -138,6 +138,8 @@ fn found() -> FoundInstance {
         state: InstanceState::Running,
         state_timestamp: UnixSeconds(1381932202.517),
         staged: "/3c9a".to_owned(),
+        file_uri: None,
+        credentials: None,
         file_uri_v2: None,
         stats: None,
     }
@@ -160,12 +162,19 @@ fn found_instance() {
         usage: InstanceUsage { time: "2013-10-16 14:03:22 +0000".to_owned(), cpu: 0.0173, mem: Bytes(48_234_496), disk: Bytes(61_341_696) },
     };
     let text = text.trim_end_matches('}').to_owned()
-        + r#","file_uri_v2":"http://8e1c.apps.example.net/instance_paths/3c9a?hmac=9f",
+        + r#","file_uri":"http://10.0.16.23:12345/instances","credentials":["ad0f","77c1"],
+        "file_uri_v2":"http://8e1c.apps.example.net/instance_paths/3c9a?hmac=9f",
         "stats":{"name":"shop","uris":["shop.apps.example.net"],"host":"10.0.16.23","port":61004,"uptime":93,
         "mem_quota":268435456,"disk_quota":1073741824,"fds_quota":16384,
         "usage":{"time":"2013-10-16 14:03:22 +0000","cpu":0.0173,"mem":48234496,"disk":61341696}}}"#;
-    let uri = "http://8e1c.apps.example.net/instance_paths/3c9a?hmac=9f".to_owned();
-    golden("§1.11", &text, &FoundInstance { file_uri_v2: Some(uri), stats: Some(stats), ..found() });
+    let found = FoundInstance {
+        file_uri: Some("http://10.0.16.23:12345/instances".to_owned()),
+        credentials: Some(Secret(("ad0f".to_owned(), "77c1".to_owned()))),
+        file_uri_v2: Some(Secret("http://8e1c.apps.example.net/instance_paths/3c9a?hmac=9f".to_owned())),
+        stats: Some(stats),
+        ..found()
+    };
+    golden("§1.11", &text, &found);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod agent;
 mod component;
+mod file_urls;
 mod logs;
 mod mutations;
 mod router;

@@ -140,7 +140,7 @@ fn first_reply() {
     let text = r#"{"task_id":"b5d3","task_streaming_log_url":null,"detected_buildpack":null,"error":null,"droplet_sha1":null}"#;
     golden("§3.5, the five keys of 2013", text, &reply);
     let of_late = r#"{"task_id":"b5d3","task_streaming_log_url":"http://8e1c/log","error":"no such buildpack"}"#;
-    let url = Some("http://8e1c/log".to_owned());
+    let url = Some(Secret("http://8e1c/log".to_owned()));
     understood("§3.5", of_late, &SetupReply { task_streaming_log_url: url, error: Some("no such buildpack".to_owned()), ..reply });
 }
 

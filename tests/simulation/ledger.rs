@@ -217,7 +217,7 @@ impl Ledger {
                 assert_eq!(reply.error.is_none(), reply.droplet_sha1.is_some());
                 *second = 1;
             }
-            Answer::Found(_) | Answer::Status(_) | Answer::Component(_) | Answer::Varz(_) => {}
+            Answer::Found(_) | Answer::Status(_) | Answer::Component(_) | Answer::Files(_) | Answer::Varz(_) => {}
         }
     }
 

@@ -190,6 +190,8 @@ impl Agent {
             state: if crashed { InstanceState::Crashed } else { InstanceState::Running },
             state_timestamp: UnixSeconds(1.0),
             staged: "/".to_owned(),
+            file_uri: None,
+            credentials: None,
             file_uri_v2: None,
             stats: None,
         };

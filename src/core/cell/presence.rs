@@ -131,6 +131,7 @@ impl Cell {
         self.advertise(out);
         self.advertise_stager(out);
         self.heartbeat(now, out);
+        self.register_all(out);
     }
 
     /// The heartbeat comes first: health managers count the time since the last one.
@@ -175,7 +176,11 @@ impl Cell {
             (seen, last) = (seen + 1, Some(instance.key));
             out.extend(registration(instance, &self.config));
         }
-        sweeps.done(now.mono, *router_register, last.filter(|_| seen == instances));
+        let last = last.filter(|_| seen == instances);
+        sweeps.done(now.mono, *router_register, last);
+        if last.is_none() {
+            self.register_files(out);
+        }
     }
 
     /// A router is there: it gets every route now, and from now on as often as it wants.
@@ -190,9 +195,11 @@ impl Cell {
         }
     }
 
+    /// Every route, that to the file server last.
     pub(super) fn register_all(&self, out: &mut Vec<Effect>) {
         if self.presence.is_up() {
             out.extend(self.registry.iter().filter_map(|instance| registration(instance, &self.config)));
+            self.register_files(out);
         }
     }
 

@@ -11,8 +11,7 @@ use crate::{Answer, Effect, Now, ReplyTo, Varz};
 impl Cell {
     /// One answer per match, none where nothing matches.
     pub(super) fn find_instances(&self, now: Now, question: FindDroplet, reply_to: Option<&ReplyTo>, out: &mut Vec<Effect>) {
-        let include_stats = question.include_stats;
-        let filter = match Filter::new(question.into_filter(), EmptyList::NoCondition) {
+        let filter = match Filter::new(question.clone().into_filter(), EmptyList::NoCondition) {
             Ok(filter) => filter,
             Err(error) => {
                 out.push(Effect::Refused { request: "dea.find.droplet", why: error.to_string() });
@@ -22,7 +21,8 @@ impl Cell {
         let Some(reply_to) = reply_to else { return };
         for instance in self.registry.select(&filter).into_iter().filter_map(|key| self.registry.get(key)) {
             let mut found = instance.found(&self.config);
-            if include_stats {
+            self.add_file_urls(now, &question, &mut found);
+            if question.include_stats {
                 found.stats = instance.stats(now, &self.config);
             }
             out.push(Effect::Reply(reply_to.clone(), Answer::Found(Box::new(found))));

@@ -25,6 +25,7 @@ impl Cell {
             self.drain(out);
         }
         out.push(Effect::Unsubscribe);
+        self.unregister_files(out);
         self.stop_all_staging(out);
         for key in self.registry.keys() {
             self.step(now, key, Event::Stop, out);

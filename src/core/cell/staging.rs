@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dewar_protocol::{AppId, LogStream, StagingMessage};
+use dewar_protocol::{AppId, LogStream, SetupReply, StagingMessage};
 
 use super::Cell;
 use crate::egress;
@@ -42,11 +42,12 @@ impl Cell {
     pub(super) fn on_staging(&mut self, now: Now, key: TaskKey, event: StagingEvent, out: &mut Vec<Effect>) {
         let Some(task) = self.tasks.get_mut(key) else { return };
         let TaskStep { setup, end } = task.handle(event);
-        if let (Some(setup), Some(reply_to)) = (setup, task.reply_to.clone()) {
-            out.push(Effect::Reply(reply_to, Answer::Setup(setup)));
+        let (reply_to, start) = (task.reply_to.clone(), task.message.start_message.clone());
+        if let (Some(setup), Some(reply_to)) = (setup, reply_to) {
+            let task_streaming_log_url = self.staging_log_url(now, &setup.task_id);
+            out.push(Effect::Reply(reply_to, Answer::Setup(SetupReply { task_streaming_log_url, ..setup })));
         }
         let Some(end) = end else { return };
-        let start = task.message.start_message.clone();
         let sha1 = end.droplet.as_ref().map(|droplet| droplet.sha1.clone());
         self.end_task(key, end, out);
         // The Cloud Controller counts on this instance as soon as reply 2 names a droplet.

@@ -2,6 +2,7 @@
 
 mod compat;
 mod evacuation;
+mod files;
 mod instances;
 mod presence;
 mod reaping;
@@ -218,6 +219,7 @@ fn show_answer(answer: &Answer) -> String {
             format!("staging of {}: {}, {droplet}", reply.task_id, reply.error.as_deref().unwrap_or("ok"))
         }
         Answer::Component(it) => format!("component up {}", it.uptime.as_deref().unwrap_or("?")),
+        Answer::Files(at) => format!("files {at:?}"),
         Answer::Varz(varz) => format!("varz of {} instances", varz.instances.len()),
     }
 }

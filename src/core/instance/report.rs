@@ -72,7 +72,7 @@ impl Instance {
         })
     }
 
-    /// Without a file URL.
+    /// Without file URLs.
     pub(crate) fn found(&self, config: &CellConfig) -> FoundInstance {
         FoundInstance {
             dea: config.id.clone(),
@@ -83,6 +83,8 @@ impl Instance {
             state: self.state(),
             state_timestamp: self.state_since.to_unix(),
             staged: format!("/{}", self.instance_id),
+            file_uri: None,
+            credentials: None,
             file_uri_v2: None,
             stats: None,
         }
