@@ -79,6 +79,15 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// The address of a file server cannot be bound.
+    #[error("bind a file server to {address}")]
+    Files {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// No HTTP clients.
     #[error(transparent)]
     Transfers(#[from] NoTransfers),
@@ -170,6 +179,9 @@ impl Agent {
             log_counts: config.logging.counts.clone(),
         };
 
+        if let Some(files) = host.files {
+            files.run(host.base_dir.paths().clone(), requests.clone(), &tasks, &ended);
+        }
         let subscribed = Listener::new(requests, logs).listen(&bus, interests, &tasks, &listening).await;
         subscribed.inspect_err(|_| listening.cancel())?;
         let sender = tokio::spawn(sender);
@@ -185,7 +197,7 @@ impl Agent {
 struct Running {
     bus: Bus,
     tasks: TaskTracker,
-    /// Ends the status server.
+    /// Ends the servers.
     ended: CancellationToken,
     /// Ends the subscriptions.
     listening: CancellationToken,

@@ -5,13 +5,14 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use dewar_core::TaskKey;
 use dewar_protocol::InstanceId;
 use tracing::{info, warn};
 
 use crate::removal::remove_tree;
 
 /// What is in it, besides the lock.
-pub(crate) const DIRECTORIES: [&str; 7] = ["db", "instances", "crashes", "tmp", "staging", "droplets", "artifacts"];
+pub(crate) const DIRECTORIES: [&str; 8] = ["db", "instances", "crashes", "tmp", "staging", "staging_logs", "droplets", "artifacts"];
 
 /// A directory that belongs to this process as long as the value lives.
 #[derive(Debug)]
@@ -69,11 +70,16 @@ impl Paths {
     pub(crate) fn crash(&self, id: &InstanceId) -> PathBuf {
         self.base.join("crashes").join(id.as_str())
     }
+
+    /// What is to be seen of a staging task: its log.
+    pub(crate) fn staging_log(&self, task: TaskKey) -> PathBuf {
+        self.base.join("staging_logs").join(task.0.to_string())
+    }
 }
 
 impl BaseDir {
-    /// Makes the directory where it is missing, takes it for this process, and removes instances and crashes that a previous process
-    /// left behind: sandboxes do not outlive their process, and nobody remembers the crashes.
+    /// Makes the directory where it is missing, takes it for this process, and removes what a previous process left behind of
+    /// instances, crashes and staging logs: sandboxes do not outlive their process, and nobody remembers the others.
     ///
     /// # Errors
     /// When another agent has it, or the disk fails.
@@ -93,7 +99,7 @@ impl BaseDir {
             Err(TryLockError::WouldBlock) => return Err(BaseDirError::InUse { path: base }),
             Err(TryLockError::Error(source)) => return Err(BaseDirError::Disk { path: lock_path, source }),
         }
-        for name in ["instances", "crashes"] {
+        for name in ["instances", "crashes", "staging_logs"] {
             let dir = base.join(name);
             sweep(&dir).map_err(disk(&dir))?;
         }
@@ -217,12 +223,12 @@ mod tests {
     #[test]
     fn left_overs_go_and_droplets_stay() {
         let dir = tempfile::tempdir().unwrap();
-        for path in ["instances/1/app", "crashes/2/logs", "droplets/3"] {
+        for path in ["instances/1/app", "crashes/2/logs", "staging_logs/4/tmp", "droplets/3"] {
             fs::create_dir_all(dir.path().join(path)).unwrap();
         }
         let _claimed = BaseDir::claim(dir.path()).unwrap();
-        let there = ["instances/1", "crashes/2", "droplets/3"].map(|path| dir.path().join(path).exists());
-        assert_eq!(there, [false, false, true]);
+        let there = ["instances/1", "crashes/2", "staging_logs/4", "droplets/3"].map(|path| dir.path().join(path).exists());
+        assert_eq!(there, [false, false, false, true]);
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //!
 //! A `dea.yml` is accepted as it is. Keys that only Warden, Ruby or later additions needed are taken note of and do nothing; unknown
 //! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `hardening`, `instance.ports.*`, `instance.http.*`, `instance.cpu_cap`,
-//! `compile.*`, `droplets.*`, `compat.*`, `logging.format`, limits under `staging.*`, and `egress.*`:
+//! `compile.*`, `droplets.*`, `compat.*`, `directory_server.enabled`, `logging.format`, limits under `staging.*`, and `egress.*`:
 //! `egress.allow` (rules for all apps, added to their own), `egress.deny` (networks that no rule opens), `egress.deny_names` (host names
 //! that are not looked up) and `egress.ca_file` (authorities that guests trust for `https` besides the host's).
 
 mod check;
 mod compat;
 mod egress;
+mod files;
 mod ignored;
 mod instance;
 mod keys;
@@ -77,6 +78,8 @@ pub struct AgentConfig {
     pub instance: InstanceConfig,
     /// Whom instances and buildpacks may talk to.
     pub egress: EgressConfig,
+    /// How files are reached; `None`: not at all.
+    pub files: Option<FilesSettings>,
     /// Whether and how this agent stages.
     pub staging: StagingSettings,
     /// Limits on compiling components.
@@ -170,6 +173,22 @@ impl CpuConfig {
         let shares = u32::try_from(shares).unwrap_or(u32::MAX);
         CpuQuota { shares: shares.min(self.max_shares).max(self.min_shares), cap: self.cap }
     }
+}
+
+/// How files of instances and staging tasks are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilesSettings {
+    /// What the host name of URLs ends in, maybe with a port: requests come through a router. `None`: URLs have the server's own
+    /// address, and no router is told.
+    pub domain: Option<String>,
+    /// `http` or `https` of URLs with a domain: what routers, or what stands before them, speak. The server itself speaks `http`.
+    pub scheme: &'static str,
+    /// Port of the server; 0: any.
+    pub v2_port: u16,
+    /// Port of the server of before 2013-12; 0: any. `None`: there is none.
+    pub v1_port: Option<u16>,
+    /// How long a followed file may be silent until the response is broken off.
+    pub streaming_timeout: Duration,
 }
 
 /// Whether and how an agent stages.

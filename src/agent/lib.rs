@@ -24,6 +24,7 @@ mod descriptors;
 mod digest;
 mod driver;
 mod effects;
+mod files;
 mod hardening;
 mod housekeeping;
 mod http;
@@ -44,8 +45,8 @@ mod test_server;
 pub use agent::{Agent, AgentError, AgentHandle};
 pub use base_dir::{BaseDirError, PidFileError};
 pub use config::{
-    AgentConfig, CompatConfig, ConfigError, CpuConfig, DevAgent, EgressConfig, InstanceConfig, LogFormat, LoggingConfig, StagingSettings,
-    StatusConfig,
+    AgentConfig, CompatConfig, ConfigError, CpuConfig, DevAgent, EgressConfig, FilesSettings, InstanceConfig, LogFormat, LoggingConfig,
+    StagingSettings, StatusConfig,
 };
 /// What an operator can ask of an agent.
 pub use dewar_core::Signal;

@@ -2,7 +2,7 @@
 //!
 //! Guests, buildpacks and the agent write through sinks that never block: a line goes into one bounded queue or is dropped and
 //! counted. One thread owns everything behind the queue: the last lines of each app, the leases of those who follow, and the
-//! instances' `logs/stdout.log` and `logs/stderr.log`.
+//! instances' `logs/stdout.log` and `logs/stderr.log`, and the files of staging logs.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,9 +20,11 @@ use tracing::{debug, warn};
 pub(crate) use self::files::InstanceLogFiles;
 use self::files::LogWriter;
 use self::ring::Ring;
+pub(crate) use self::staging::StagingLog;
 
 mod files;
 mod ring;
+mod staging;
 
 /// Lines and requests under way to the thread; one more line is dropped and counted.
 const QUEUE: usize = 16 << 10;
@@ -43,8 +45,18 @@ pub(crate) struct Logs {
 }
 
 enum Entry {
-    Line(LogLine, Option<Arc<InstanceLogFiles>>),
+    Line(LogLine, Files),
+    /// The task has written its last line.
+    EndStaging(Arc<StagingLog>),
     Follow(LogRequest, String),
+}
+
+/// Where a line is written to.
+#[derive(Clone)]
+enum Files {
+    None,
+    Instance(Arc<InstanceLogFiles>),
+    Staging(Arc<StagingLog>),
 }
 
 impl Logs {
@@ -78,7 +90,7 @@ impl Logs {
     /// One line of the agent about an app. Line ends within it separate lines.
     pub(crate) fn say(&self, app_id: &AppId, index: Option<u32>, stream: LogStream, text: &str) {
         for line in text.lines() {
-            self.send(app_id, LogSource::Dea, index, stream, line, None);
+            self.send(app_id, LogSource::Dea, index, stream, line, &Files::None);
         }
     }
 
@@ -89,28 +101,27 @@ impl Logs {
             app_id: app_id.clone(),
             source: LogSource::App,
             index: Some(index),
-            files: Some(Arc::new(files)),
+            files: Files::Instance(Arc::new(files)),
         })
     }
 
     /// Where a staging task and its buildpacks write.
-    pub(crate) fn staging(&self, app_id: &AppId) -> OutputSink {
-        Arc::new(Sink { logs: self.clone(), app_id: app_id.clone(), source: LogSource::Stg, index: None, files: None })
+    pub(crate) fn staging(&self, app_id: &AppId, log: Option<Arc<StagingLog>>) -> OutputSink {
+        let files = log.map_or(Files::None, Files::Staging);
+        Arc::new(Sink { logs: self.clone(), app_id: app_id.clone(), source: LogSource::Stg, index: None, files })
     }
 
-    fn send(
-        &self,
-        app_id: &AppId,
-        source: LogSource,
-        index: Option<u32>,
-        stream: LogStream,
-        text: &str,
-        files: Option<&Arc<InstanceLogFiles>>,
-    ) {
+    /// Removes the file of a staging log once all lines before this call are in it.
+    pub(crate) async fn end_staging(&self, log: Arc<StagingLog>) {
+        // The thread is gone only when the agent ends; the next start removes what is left.
+        let _ = self.queue.send(Entry::EndStaging(log)).await;
+    }
+
+    fn send(&self, app_id: &AppId, source: LogSource, index: Option<u32>, stream: LogStream, text: &str, files: &Files) {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let timestamp = UnixSeconds(since_epoch.as_secs_f64());
         let line = LogLine { app_id: app_id.clone(), source, index, stream, timestamp, text: cut(text) };
-        if self.queue.try_send(Entry::Line(line, files.cloned())).is_err() {
+        if self.queue.try_send(Entry::Line(line, files.clone())).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -125,12 +136,12 @@ struct Sink {
     app_id: AppId,
     source: LogSource,
     index: Option<u32>,
-    files: Option<Arc<InstanceLogFiles>>,
+    files: Files,
 }
 
 impl Output for Sink {
     fn line(&self, stream: LogStream, text: &str) {
-        self.logs.send(&self.app_id, self.source, self.index, stream, text, self.files.as_ref());
+        self.logs.send(&self.app_id, self.source, self.index, stream, text, &self.files);
     }
 }
 
@@ -147,12 +158,15 @@ impl Hub {
         while let Some(entry) = entries.blocking_recv() {
             match entry {
                 Entry::Line(line, files) => {
-                    if let Some(files) = files {
-                        self.files.write(&files, line.stream, &line.text);
+                    match files {
+                        Files::None => {}
+                        Files::Instance(files) => self.files.write(&files, line.stream, &line.text),
+                        Files::Staging(log) => log.write(&line.text),
                     }
                     self.forward(&line);
                     self.keep(line);
                 }
+                Entry::EndStaging(log) => log.remove(),
                 Entry::Follow(request, reply_to) => self.follow(&request, reply_to),
             }
         }

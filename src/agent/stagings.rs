@@ -9,9 +9,11 @@ use futures::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, error, info_span};
+use tracing::{Instrument as _, error, info_span, warn};
 
-use crate::logs::Logs;
+use crate::base_dir::Paths;
+use crate::blocking;
+use crate::logs::{Logs, StagingLog};
 use crate::staging::{Stager, StagingFailed};
 
 /// All staging tasks of an agent. Cheap to clone.
@@ -19,6 +21,7 @@ use crate::staging::{Stager, StagingFailed};
 pub(crate) struct Stagings {
     stager: Stager,
     logs: Logs,
+    paths: Paths,
     /// To the driver, which always takes what comes.
     reports: mpsc::Sender<Input>,
     tasks: TaskTracker,
@@ -26,8 +29,8 @@ pub(crate) struct Stagings {
 }
 
 impl Stagings {
-    pub(crate) fn new(stager: Stager, logs: Logs, reports: mpsc::Sender<Input>, tasks: TaskTracker) -> Self {
-        Self { stager, logs, reports, tasks, live: Arc::default() }
+    pub(crate) fn new(stager: Stager, logs: Logs, paths: Paths, reports: mpsc::Sender<Input>, tasks: TaskTracker) -> Self {
+        Self { stager, logs, paths, reports, tasks, live: Arc::default() }
     }
 
     /// Starts a staging in a task of its own.
@@ -59,7 +62,8 @@ impl Stagings {
             // The receiver lives until the end of this function.
             let _ = is_set_up.send(());
         };
-        let log = self.logs.staging(&spec.message.app_id);
+        let file = self.log_file(spec.key).await;
+        let log = self.logs.staging(&spec.message.app_id, file.clone());
         let mut staging = std::pin::pin!(AssertUnwindSafe(self.stager.run(spec, log, tell, stop)).catch_unwind());
         let outcome = tokio::select! {
             biased;
@@ -89,6 +93,17 @@ impl Stagings {
             },
         )
         .await;
+        // Only now, so that who finds no log any more knows that the task has ended.
+        if let Some(file) = file {
+            self.logs.end_staging(file).await;
+        }
+    }
+
+    /// A task goes on without one: nobody can read along then.
+    async fn log_file(&self, key: TaskKey) -> Option<Arc<StagingLog>> {
+        let root = self.paths.staging_log(key);
+        let created = blocking::run(move || StagingLog::create(&root)).await;
+        created.inspect_err(|error| warn!(%error, "staging log cannot be written")).ok().map(Arc::new)
     }
 
     async fn report(&self, key: TaskKey, event: StagingEvent) {

@@ -22,6 +22,7 @@ use crate::config::AgentConfig;
 use crate::descriptors;
 use crate::droplet_store::DropletStore;
 use crate::effects::{Droplets, Effects};
+use crate::files::{FileServers, NotBound};
 use crate::housekeeping::Housekeeper;
 use crate::http::{self, Facts};
 use crate::instances::{Instances, Means};
@@ -48,6 +49,7 @@ pub(super) struct Host {
     droplets: DropletStore,
     stager: Option<Stager>,
     first_port: u16,
+    pub(super) files: Option<FileServers>,
 }
 
 impl Host {
@@ -88,7 +90,8 @@ impl Host {
         let droplets = DropletStore::open(&path, transfers.clone()).map_err(|source| AgentError::Droplets { path, source })?;
         let stager = config.staging.enabled.then(|| stager(config, &base_dir, &sandboxes, &droplets, transfers)).transpose()?;
         let first_port = rng.random_range(config.instance.ports.clone());
-        Ok(Self { base_dir, pid_file, rng, ip, status_listener, status_addr, facts, sandboxes, droplets, stager, first_port })
+        let files = files(config, ip, &mut rng).await?;
+        Ok(Self { base_dir, pid_file, rng, ip, status_listener, status_addr, facts, sandboxes, droplets, stager, first_port, files })
     }
 
     pub(super) fn cell_config(&self, config: &AgentConfig) -> CellConfig {
@@ -117,6 +120,7 @@ impl Host {
             announces_component: config.compat.component,
             empty_heartbeats: config.compat.empty_heartbeat,
             evacuation: config.compat.evacuation,
+            files: self.files.as_ref().map(|files| files.told().clone()),
             ..cell
         }
     }
@@ -146,8 +150,8 @@ impl Host {
         });
         let workspaces = self.stager.as_ref().map(Stager::workspaces);
         let (paths, store) = (self.base_dir.paths().clone(), self.droplets.clone());
-        let housekeeper = Housekeeper::new(paths, store, workspaces, reports.clone(), tasks.clone());
-        let stagings = self.stager.clone().map(|stager| Stagings::new(stager, logs.clone(), reports.clone(), tasks.clone()));
+        let housekeeper = Housekeeper::new(paths.clone(), store, workspaces, reports.clone(), tasks.clone());
+        let stagings = self.stager.clone().map(|stager| Stagings::new(stager, logs.clone(), paths, reports.clone(), tasks.clone()));
         let droplets = Droplets::new(self.droplets.clone(), reports, tasks.clone());
         Effects {
             outbox: outbox.clone(),
@@ -160,6 +164,13 @@ impl Host {
             complaints: Complaints::new(),
         }
     }
+}
+
+/// Takes the ports of the file servers, if there are to be any.
+async fn files(config: &AgentConfig, ip: IpAddr, rng: &mut StdRng) -> Result<Option<FileServers>, AgentError> {
+    let Some(settings) = &config.files else { return Ok(None) };
+    let bound = FileServers::bind(settings, ip, || hex(rng)).await;
+    bound.map(Some).map_err(|NotBound { address, source }| AgentError::Files { address, source })
 }
 
 fn stager(

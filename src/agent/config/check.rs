@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::compat::compat;
 use super::egress::egress;
+use super::files::files;
 use super::ignored;
 use super::instance::instance;
 use super::logging::logging;
@@ -26,8 +27,8 @@ pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "bind_mounts",
     "cc_url",
     "dea_ruby",
-    "directory_server",
-    "domain",
+    "directory_server.file_api_port",
+    "directory_server.logging",
     "hm9000",
     "hooks",
     "instance.bandwidth_limit",
@@ -97,6 +98,7 @@ pub(super) fn read(reader: &mut Reader) -> AgentConfig {
         droplet_budget: droplet_budget(reader),
         instance: instance(reader),
         egress: egress(reader),
+        files: files(reader),
         staging: staging(reader),
         compile: compile(reader),
         artifact_bytes: mebibytes(reader, "compile.cache_mb", 2048),

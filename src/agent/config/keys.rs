@@ -64,6 +64,12 @@ pub(super) const KEYS: &[(&str, &str, &str)] = &[
     ("egress.deny", "", "Networks that no rule opens, unless it lies inside one of them."),
     ("egress.deny_names", "", "Host names that are not looked up."),
     ("egress.ca_file", "/etc/dewar/ca.pem", "Authorities that guests trust for https besides the host's."),
+    ("domain", "apps.example.net", "Domain of file URLs, which then lead through a router; by default they name the server's own address."),
+    ("directory_server.enabled", "", "Serve files of instances and staging logs by signed URLs out of messages."),
+    ("directory_server.protocol", "", "http or https of file URLs with a domain."),
+    ("directory_server.v2_port", "", "Port of the file server; 0: any."),
+    ("directory_server.v1_port", "", "Port of the file server of before 2013-12, if compat.directory_v1 is on; 0: any."),
+    ("directory_server.streaming_timeout", "", "Seconds until a followed file that is silent is broken off; 0: 60."),
     ("staging.enabled", "", "Whether this agent stages."),
     ("staging.max_staging_duration", "", "Seconds for all buildpacks of a task together."),
     ("staging.memory_limit_mb", "", "The least MiB of memory of a task."),
@@ -78,6 +84,7 @@ pub(super) const KEYS: &[(&str, &str, &str)] = &[
     ("compat.component", "", "Announce the agent to collectors."),
     ("compat.exited_reasons", "", "classic tells health managers of stops, too; modern of crashes only."),
     ("compat.split_heartbeats", "", "Send heartbeats that are too large for the server in parts, as HM9000 takes them."),
+    ("compat.directory_v1", "", "Serve files as before 2013-12, too, and tell it in answers to dea.find.droplet."),
     ("hardening", "", "required, best-effort, or off: whether the process gives up what it does not need."),
 ];
 

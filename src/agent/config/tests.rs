@@ -100,6 +100,8 @@ fn the_least_gives_the_documented_defaults() {
     assert_eq!((config.logging.level, config.logging.format), (LevelFilter::INFO, LogFormat::Text));
     assert!(matches!(config.bus.auth, BusAuth::None) && config.bus.tls.is_none());
     assert_eq!((config.compile, &config.instance.http), (CompileLimits::default(), &HttpLimits::default()));
+    let files = FilesSettings { domain: None, scheme: "http", v2_port: 0, v1_port: None, streaming_timeout: Duration::from_secs(60) };
+    assert_eq!(config.files, Some(files));
 }
 
 #[test]
@@ -117,6 +119,14 @@ fn a_deas_own_file_is_accepted() {
     assert_eq!((config.status.port, config.status.user.as_deref()), (8080, Some("varz")));
     assert_eq!(config.status.password, Some(Secret("12345678".to_owned())));
     assert_eq!(config.staging.disk_mib, 4096);
+    let files = FilesSettings {
+        domain: Some("example.net".to_owned()),
+        scheme: "https",
+        v2_port: 34_567,
+        v1_port: None,
+        streaming_timeout: Duration::from_secs(60),
+    };
+    assert_eq!(config.files, Some(files));
     assert_eq!(config.compat.evacuation, Evacuation::Deterministic { bail_out: Duration::from_secs(115) });
 }
 
@@ -255,6 +265,30 @@ fn an_integer_is_good_where_a_fraction_may_stand() {
     let (config, _) = AgentConfig::from_yaml(&format!("{LEAST}intervals: {{ heartbeat: 1, advertise: 0.5 }}\n")).unwrap();
     assert_eq!((config.intervals.heartbeat, config.intervals.advertise), (Duration::from_secs(1), Duration::from_millis(500)));
     assert_eq!(config.intervals.router_register, Duration::from_secs(20), "the rest of a section keeps its defaults");
+}
+
+#[test]
+fn files_are_reached_as_the_operator_wants() {
+    let files = |yaml: &str| AgentConfig::from_yaml(&format!("{LEAST}{yaml}")).unwrap().0.files;
+    assert_eq!(files("directory_server: { enabled: false }\n"), None);
+    let given =
+        files("domain: localhost:8080\ndirectory_server: { v1_port: 1, streaming_timeout: 0 }\ncompat: { directory_v1: true }\n").unwrap();
+    assert_eq!(
+        (given.domain.as_deref(), given.v1_port, given.streaming_timeout),
+        (Some("localhost:8080"), Some(1), Duration::from_secs(60))
+    );
+    for domain in ["-a.example.net", "a..b", "a_b", "'a:0'", "'a:x'", "'http://a'", "'*.a'"] {
+        assert_eq!(errors(&format!("{LEAST}domain: {domain}\n")), ["`domain` must be a host name, maybe with a port"], "{domain}");
+    }
+    let found = errors(&format!("{LEAST}directory_server: {{ protocol: ftp, v2_port: 65536, streaming_timeout: -1 }}\n"));
+    assert_eq!(
+        found,
+        [
+            "`directory_server.protocol` must be one of http, https",
+            "`directory_server.v2_port` must be a whole number from 0 to 65535",
+            "`directory_server.streaming_timeout` must be a whole number from 0 to 86400"
+        ]
+    );
 }
 
 #[test]
