@@ -23,10 +23,11 @@ pub(crate) fn agent_yml(base_dir: &std::path::Path, nats_port: u16) -> String {
 
 pub(crate) struct World {
     pub(crate) nats: Nats,
-    blobs: Blobstore,
+    pub(crate) blobs: Blobstore,
     pub(crate) agent: Process,
     pub(crate) dea: String,
     pub(crate) server: Process,
+    pub(crate) nats_port: u16,
     pub(crate) dir: tempfile::TempDir,
 }
 
@@ -53,7 +54,7 @@ impl World {
         let hello = nats.expect("dea.start", |_| true).json;
         assert_eq!(hello["version"], "0.0.1");
         let dea = hello["id"].as_str().unwrap().to_owned();
-        Self { nats, blobs: Blobstore::start(), agent, dea, server, dir }
+        Self { nats, blobs: Blobstore::start(), agent, dea, server, nats_port: port, dir }
     }
 
     pub(crate) fn start_message(&self, index: u32, sha1: &Value) -> Value {

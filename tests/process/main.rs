@@ -13,6 +13,7 @@ mod nats;
 mod bare_protocol;
 mod dev;
 mod faults;
+mod files;
 mod hardening;
 mod hostile_messages;
 mod leaving;

@@ -21,8 +21,8 @@ fn instance() -> FilesOf {
 
 /// Path and query of a URL that `urls` made.
 fn parts(url: &Secret<String>) -> (String, String) {
-    let rest = url.expose().strip_prefix("http://8e1c.apps.example.net").unwrap();
-    let (path, query) = rest.split_once('?').unwrap();
+    let rest = url.expose().strip_prefix("http://8e1c.apps.example.net").expect("our base");
+    let (path, query) = rest.split_once('?').expect("a query");
     (path.to_owned(), query.to_owned())
 }
 
