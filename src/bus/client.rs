@@ -74,6 +74,8 @@ pub struct BusCounters {
     pub received: u64,
     /// Arrived, but dropped because a subscription's owner did not keep up.
     pub slow_consumer: u64,
+    /// Connections that have come about; all but the first after one was lost.
+    pub connects: u64,
 }
 
 impl Bus {
@@ -247,6 +249,7 @@ impl Bus {
             dropped: traffic.dropped.load(Ordering::Relaxed),
             received: traffic.received.load(Ordering::Relaxed),
             slow_consumer: traffic.slow_consumer.load(Ordering::Relaxed) + link.slow_consumer.load(Ordering::Relaxed),
+            connects: self.shared.client.statistics().connects.load(Ordering::Relaxed),
         }
     }
 

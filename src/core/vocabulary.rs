@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use dewar_protocol::{
     Advertise, AppId, Bytes, ComponentAnnounce, DropletExited, DropletSha1, ErrorInfo, FilesOf, FindDroplet, FoundInstance, Heartbeat,
-    Hello, InstanceId, InstanceState, LogStream, Mib, RouteRegistration, RouterStart, Secret, SetupReply, Shutdown, StagingAdvertise,
-    StagingMessage, StagingReply, StagingStop, StartMessage, Status, Stop, Update,
+    Hello, InstanceId, InstanceState, Limits, LogStream, Mib, RouteRegistration, RouterStart, Secret, SetupReply, Shutdown,
+    StagingAdvertise, StagingMessage, StagingReply, StagingStop, StartMessage, Status, Stop, Update,
 };
 
-use crate::{DiskUse, Wall};
+use crate::{Capacity, DiskUse, Wall};
 
 /// Names an instance for as long as it is registered. Unlike the instance id on the wire it never changes and is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -373,6 +373,10 @@ pub struct Varz {
     pub available_memory_ratio: f64,
     /// 1 − reserved ÷ capacity.
     pub available_disk_ratio: f64,
+    /// What can be promised, overcommitment included.
+    pub capacity: Capacity,
+    /// What of it is left; negative where too much is promised.
+    pub remaining: Capacity,
     /// Every registered instance.
     pub instances: Vec<VarzInstance>,
     /// Registered staging tasks.
@@ -394,6 +398,10 @@ pub struct VarzInstance {
     pub instance_id: InstanceId,
     /// Instance index.
     pub index: u32,
+    /// What it may use.
+    pub limits: Limits,
+    /// What its sandbox is called; `None` where it has none, not yet or not any more.
+    pub handle: Option<InstanceId>,
     /// State.
     pub state: InstanceState,
     /// When it was entered.

@@ -6,7 +6,7 @@ use super::Cell;
 use crate::filter::{EmptyList, Filter};
 use crate::instance::Instance;
 use crate::resources::Reservation;
-use crate::{Answer, Effect, Now, ReplyTo, Varz};
+use crate::{Answer, Capacity, Effect, Now, ReplyTo, Varz};
 
 impl Cell {
     /// One answer per match, none where nothing matches.
@@ -57,6 +57,8 @@ impl Cell {
             reservable_stagers: remaining.reservable(Reservation { memory: staging.memory, disk: staging.disk }),
             available_memory_ratio,
             available_disk_ratio,
+            capacity: self.config.capacity,
+            remaining: Capacity { memory: remaining.memory(), disk: remaining.disk() },
             instances: self.registry.iter().map(Instance::varz).collect(),
             staging_tasks: self.tasks.len(),
         }

@@ -115,6 +115,8 @@ impl Instance {
             version: self.version.clone(),
             instance_id: self.instance_id.clone(),
             index: self.start.index,
+            limits: self.start.limits,
+            handle: self.state.has_sandbox().then(|| self.files.clone()),
             state: self.state(),
             state_since: self.state_since,
             uris: self.uris.clone(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dewar_protocol::{Bytes, FoundInstance, InstanceUsage};
+use dewar_protocol::{Bytes, FoundInstance, InstanceUsage, Mib};
 use expect_test::expect;
 
 use super::*;
@@ -87,9 +87,49 @@ fn varz_counts_what_could_be_staged() {
     let [Effect::Reply(_, Answer::Varz(varz))] = &effects[..] else { panic!("{effects:?}") };
     assert_eq!((varz.reservable_stagers, varz.staging_tasks), (3, 0));
     assert_eq!((varz.available_memory_ratio, varz.available_disk_ratio), (0.9, 0.95));
+    assert_eq!((varz.capacity.memory, varz.remaining.memory), (Mib(1000), Mib(900)));
+    assert_eq!((varz.capacity.disk, varz.remaining.disk), (Mib(4000), Mib(3800)));
     let shop = &varz.instances[0];
     assert_eq!((shop.app_name.as_str(), shop.index, shop.state), ("shop", 0, dewar_protocol::InstanceState::Running));
     assert_eq!(varz.stacks, ["wasm", "lucid64"]);
+}
+
+#[test]
+fn a_handle_is_listed_as_long_as_there_is_a_sandbox() {
+    let mut scene = Scene::new(config());
+    let handles = |scene: &mut Scene| {
+        let effects = scene.take(asked(Request::ReportVarz));
+        let [Effect::Reply(_, Answer::Varz(varz))] = &effects[..] else { panic!("{effects:?}") };
+        varz.instances.iter().map(|instance| instance.handle.is_some()).collect::<Vec<_>>()
+    };
+    assert!(handles(&mut scene).is_empty());
+    scene.take(started(start_message("shop", 0)));
+    assert_eq!(handles(&mut scene), [false], "it waits for its droplet");
+    scene.run(start_message("shop", 1));
+    assert_eq!(handles(&mut scene), [true, true]);
+    scene.take(exited(2, 1, ""));
+    assert_eq!(handles(&mut scene), [true, false]);
+}
+
+#[test]
+fn statistics_start_at_nothing_and_keep_their_values_without_samples() {
+    let mut scene = Scene::new(config());
+    let key = scene.run(start_message("shop", 0));
+    let usage = |scene: &mut Scene| {
+        let instances = found(scene, r#"{"droplet":"shop","include_stats":true}"#);
+        let InstanceUsage { cpu, mem, disk, .. } = instances[0].stats.clone().unwrap().usage;
+        (cpu, mem.0, disk.0)
+    };
+    assert_eq!(usage(&mut scene), (0.0, 0, 0));
+    let sample = |cpu, memory, disk| Sample { cpu: Duration::from_secs(cpu), memory: Bytes(memory), disk: Bytes(disk) };
+    scene.at(10).take(Input::Usage(vec![(key, sample(1, 100, 0))]));
+    assert_eq!(usage(&mut scene), (0.0, 100, 0), "one sample gives no fraction");
+    scene.at(20).take(Input::Usage(vec![(key, sample(6, 200, 0))]));
+    assert_eq!(usage(&mut scene), (0.5, 200, 0), "no disk, and yet a fraction");
+    scene.at(20).take(Input::Usage(vec![(key, sample(9, 300, 0))]));
+    assert_eq!(usage(&mut scene), (0.5, 200, 0), "no time has passed");
+    scene.at(30).take(Input::Usage(Vec::new()));
+    assert_eq!(usage(&mut scene), (0.5, 200, 0), "not measured");
 }
 
 #[test]
