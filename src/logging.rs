@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use dewar_agent::LoggingConfig;
+use dewar_agent::AgentConfig;
 use dewar_client::exit_code;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::fmt::MakeWriter;
@@ -26,8 +26,9 @@ pub(crate) fn to_stderr(filter: Option<&str>, default: LevelFilter, format: LogF
     Ok(())
 }
 
-/// As an agent's configuration says. Lines are counted by level for its `/varz`.
-pub(crate) fn as_configured(config: &LoggingConfig) -> Result<(), Failure> {
+/// As an agent's configuration says. Lines are counted by level for its `/varz`, spans are kept where they are to be told.
+pub(crate) fn as_configured(agent: &AgentConfig) -> Result<(), Failure> {
+    let config = &agent.logging;
     let format = match config.format {
         dewar_agent::LogFormat::Text => LogFormat::Text,
         dewar_agent::LogFormat::Json => LogFormat::Json,
@@ -36,8 +37,11 @@ pub(crate) fn as_configured(config: &LoggingConfig) -> Result<(), Failure> {
         Some(path) => lines(append_to(path)?, format, false),
         None => lines(io::stdout, format, false),
     };
-    let counted = config.counts.clone().with_filter(config.level);
-    tracing_subscriber::registry().with(layer.with_filter(config.level)).with(counted).init();
+    let counted = config.counts.clone().with_filter(config.level).boxed();
+    let spans = agent.otlp.is_some().then(|| agent.spans.layer());
+    let layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> =
+        [layer.with_filter(config.level).boxed(), counted].into_iter().chain(spans).collect();
+    tracing_subscriber::registry().with(layers).init();
     Ok(())
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn agent(args: &AgentArgs) -> Result<u8, Failure> {
         print(&config.effective_yaml());
         return Ok(0);
     }
-    logging::as_configured(&config.logging)?;
+    logging::as_configured(&config)?;
     for warning in warnings {
         warn!(file = %file.display(), warning, "configuration");
     }

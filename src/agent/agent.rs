@@ -5,6 +5,7 @@ mod host;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dewar_bus::{Bus, BusError};
@@ -28,6 +29,7 @@ use crate::listener::Listener;
 use crate::logs::Logs;
 use crate::outbox::Outbox;
 use crate::stagings::Stagings;
+use crate::telemetry::{Exporter, LoggregatorError, OtlpError, Sources, report_to};
 use crate::transfer::NoTransfers;
 
 /// For the last messages to reach the server.
@@ -115,6 +117,12 @@ pub enum AgentError {
     /// No thread for the apps' logs.
     #[error("start a thread")]
     Thread(#[source] io::Error),
+    /// Loggregator is configured and cannot be emitted to.
+    #[error(transparent)]
+    Loggregator(#[from] LoggregatorError),
+    /// A collector is configured and cannot be posted to.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
     /// The bus does not accept its configuration.
     #[error("use the bus")]
     Bus(#[from] BusError),
@@ -155,6 +163,8 @@ impl Agent {
     pub async fn start(config: AgentConfig, stop: CancellationToken) -> Result<AgentHandle, AgentError> {
         let host = Host::prepare(&config).await?;
         let (id, status_addr) = (host.facts.id.clone(), host.status_addr);
+        let telemetry = host.telemetry.clone();
+        let loggregator = telemetry.loggregator().cloned();
         let (bus, bus_events) = Bus::connect(config.bus.clone()).await?;
         let greeting_inbox = bus.new_inbox();
         let interests = interests(&config, &id, &greeting_inbox);
@@ -163,21 +173,24 @@ impl Agent {
         let (ended, listening) = (CancellationToken::new(), CancellationToken::new());
         let (requests, asked) = mpsc::channel(REQUESTS);
         let (reports, reported) = mpsc::channel(REPORTS);
-        let logs = Logs::start(bus.clone(), &tasks).map_err(AgentError::Thread)?;
+        let logs = Logs::start(bus.clone(), loggregator.clone(), &tasks).map_err(AgentError::Thread)?;
         let (outbox, sender) = Outbox::new(bus.clone(), greeting_inbox, config.compat.split_heartbeats);
         let effects = host.effects(&config, &outbox, &logs, reports, &tasks, &listening);
         let cell = Cell::new(host.cell_config(&config), host.rng);
         let (signals, signalled) = mpsc::channel(SIGNALS);
         let driver = Driver { cell, effects, requests: asked, reports: reported, bus: bus.clone(), bus_events, stop, signals: signalled };
-        let status = StatusServer {
-            listener: host.status_listener,
+        let sources = Arc::new(Sources {
             facts: host.facts,
+            metrics: config.metrics,
             requests: requests.clone(),
             bus: bus.clone(),
             outbox,
             logs: logs.clone(),
             log_counts: config.logging.counts.clone(),
-        };
+            telemetry,
+            spans: config.spans.clone(),
+        });
+        let exporter = config.otlp.map(|otlp| Exporter::new(otlp, &sources.facts, Arc::clone(&sources))).transpose()?;
 
         if let Some(files) = host.files {
             files.run(host.base_dir.paths().clone(), requests.clone(), &tasks, &ended);
@@ -185,7 +198,13 @@ impl Agent {
         let subscribed = Listener::new(requests, logs).listen(&bus, interests, &tasks, &listening).await;
         subscribed.inspect_err(|_| listening.cancel())?;
         let sender = tokio::spawn(sender);
-        tasks.spawn(status.run(tasks.clone(), ended.clone()));
+        if let Some(loggregator) = loggregator {
+            tasks.spawn(ended.clone().run_until_cancelled_owned(report_to(loggregator, Arc::clone(&sources))));
+        }
+        if let Some(exporter) = exporter {
+            tasks.spawn(exporter.run(ended.clone()));
+        }
+        tasks.spawn(StatusServer { listener: host.status_listener, sources }.run(tasks.clone(), ended.clone()));
         driver.effects.housekeeper.start(ended.clone());
         info!(%id, base_dir = %host.base_dir.paths().base().display(), status = %status_addr, "agent started");
         let running = Running { bus, tasks, ended, listening, sender, _base_dir: host.base_dir, _pid_file: host.pid_file };

@@ -4,7 +4,7 @@
 //! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `hardening`, `instance.ports.*`, `instance.http.*`, `instance.cpu_cap`,
 //! `compile.*`, `droplets.*`, `compat.*`, `directory_server.enabled`, `logging.format`, limits under `staging.*`, and `egress.*`:
 //! `egress.allow` (rules for all apps, added to their own), `egress.deny` (networks that no rule opens), `egress.deny_names` (host names
-//! that are not looked up) and `egress.ca_file` (authorities that guests trust for `https` besides the host's).
+//! that are not looked up) and `egress.ca_file` (authorities that guests trust for `https` besides the host's); `metrics.*` and `otlp.*`.
 
 mod check;
 mod compat;
@@ -19,6 +19,7 @@ mod reader;
 mod reaping;
 mod resources;
 mod staging;
+mod telemetry;
 
 #[cfg(test)]
 mod mutations;
@@ -38,8 +39,10 @@ use dewar_sandbox::{CompileLimits, CpuQuota, HttpLimits, OperatorEgress};
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
 
+pub use self::telemetry::{LoggregatorConfig, MetricsConfig, OtlpConfig};
 use crate::hardening::{Hardening, InForce};
 use crate::log_counts::LogCounts;
+use crate::telemetry::Spans;
 
 /// The configuration of an agent, complete and checked.
 #[derive(Debug, Clone)]
@@ -82,6 +85,14 @@ pub struct AgentConfig {
     pub files: Option<FilesSettings>,
     /// Whether and how this agent stages.
     pub staging: StagingSettings,
+    /// What metrics there are.
+    pub metrics: MetricsConfig,
+    /// Where lines of apps and metrics are emitted; `None`: nowhere.
+    pub loggregator: Option<LoggregatorConfig>,
+    /// Where traces and metrics go to; `None`: nowhere.
+    pub otlp: Option<OtlpConfig>,
+    /// Holds spans for OTLP; a layer of it is to be added to the subscriber where that is configured.
+    pub spans: Spans,
     /// Limits on compiling components.
     pub compile: CompileLimits,
     /// Bytes of native code kept on disk.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use dewar_core::{Answer, DropletEvent, Effect, Input, ReplyTo};
 use dewar_protocol::{DropletSha1, Secret};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, debug, info, info_span, warn};
+use tracing::{Instrument as _, Span, debug, field, info, info_span, warn};
 
 use crate::complaints::{Complaint, Complaints};
 use crate::droplet_store::DropletStore;
@@ -16,6 +17,7 @@ use crate::instances::Instances;
 use crate::logs::Logs;
 use crate::outbox::Outbox;
 use crate::stagings::Stagings;
+use crate::telemetry::{Outcome, TARGET, Telemetry};
 
 /// Droplets that are downloaded at a time; the others wait.
 const CONCURRENT_FETCHES: usize = 8;
@@ -28,6 +30,7 @@ pub(crate) struct Effects {
     pub(crate) droplets: Droplets,
     pub(crate) housekeeper: Housekeeper,
     pub(crate) logs: Logs,
+    pub(crate) telemetry: Telemetry,
     /// Cancelled when no more requests are to be taken from the bus.
     pub(crate) listening: CancellationToken,
     /// About requests that the cell refuses.
@@ -41,6 +44,7 @@ pub(crate) struct Droplets {
     /// To the driver, which always takes what comes.
     reports: mpsc::Sender<Input>,
     tasks: TaskTracker,
+    telemetry: Telemetry,
 }
 
 /// Who waits for an answer.
@@ -87,7 +91,8 @@ impl Effects {
                 None => warn!(task_id = %spec.message.task_id, "staging is not enabled"),
             },
             Effect::CancelStaging(key) => self.stagings.iter().for_each(|stagings| stagings.cancel(key)),
-            Effect::Transitioned { instance: _, app_id, instance_id, index, from, to, why } => {
+            Effect::Transitioned { instance, app_id, instance_id, index, from, to, why } => {
+                self.telemetry.transition(instance, to);
                 info!(%app_id, %instance_id, index, %from, %to, why, "instance transitioned");
             }
             Effect::AppLog { app_id, index, stream, text } => self.logs.say(&app_id, index, stream, &text),
@@ -114,16 +119,16 @@ impl Effects {
 }
 
 impl Droplets {
-    pub(crate) fn new(store: DropletStore, reports: mpsc::Sender<Input>, tasks: TaskTracker) -> Self {
-        Self { store, fetches: Arc::new(Semaphore::new(CONCURRENT_FETCHES)), reports, tasks }
+    pub(crate) fn new(store: DropletStore, reports: mpsc::Sender<Input>, tasks: TaskTracker, telemetry: Telemetry) -> Self {
+        Self { store, fetches: Arc::new(Semaphore::new(CONCURRENT_FETCHES)), reports, tasks, telemetry }
     }
 
     /// Fetches a droplet in a task of its own. A panic there counts as a failed download.
     fn fetch(&self, sha1: DropletSha1, uri: Option<Secret<String>>) {
         self.store.reprieve(&sha1);
         let (store, fetches, reports) = (self.store.clone(), Arc::clone(&self.fetches), self.reports.clone());
-        let span = info_span!("droplet", %sha1);
-        let tasks = self.tasks.clone();
+        let span = info_span!(target: TARGET, "droplet", %sha1, otel.status_code = field::Empty);
+        let (tasks, telemetry, begun) = (self.tasks.clone(), self.telemetry.clone(), Instant::now());
         let supervise = async move {
             let wanted = sha1.clone();
             let fetching = tasks.spawn(
@@ -133,12 +138,15 @@ impl Droplets {
                 }
                 .in_current_span(),
             );
-            let event = match fetching.await {
+            let fetched = fetching.await;
+            telemetry.fetched(begun.elapsed(), if matches!(fetched, Ok(Ok(()))) { Outcome::Done } else { Outcome::Failed });
+            let event = match fetched {
                 Ok(Ok(())) => DropletEvent::Ready,
                 Ok(Err(error)) => DropletEvent::Failed(error.to_string()),
                 Err(panic) => DropletEvent::Failed(panic.to_string()),
             };
             if let DropletEvent::Failed(error) = &event {
+                Span::current().record("otel.status_code", "ERROR");
                 warn!(error, "droplet not fetched");
             }
             // The driver is gone only when the agent ends, and then nobody wants to know.

@@ -1,8 +1,6 @@
-//! `/healthz` and `/varz`: whether the agent lives, and what it holds. Behind basic authentication.
+//! `/healthz`, `/varz` and `/metrics`: whether the agent lives, what it holds, and what it has done. Behind basic authentication, all
+//! of them: names of apps and routes are nobody else's business.
 
-mod process;
-
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,29 +9,21 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use dewar_bus::Bus;
-use dewar_core::{Answer, Request, Varz, VarzInstance};
-use dewar_protocol::{CellId, Secret};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
 use hyper::{Method, Request as HttpRequest, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Map, Value, json};
 use subtle::ConstantTimeEq as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::driver::Asked;
-use crate::effects::Asker;
-use crate::log_counts::LogCounts;
-use crate::logs::Logs;
-use crate::outbox::Outbox;
+use crate::telemetry::{OPEN_METRICS, Sources, open_metrics, varz};
 
 /// Connections at a time; one more waits to be accepted.
 const CONNECTIONS: usize = 64;
@@ -41,41 +31,18 @@ const CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// For everything on one connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-/// For the driver to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a request's head.
 const HEAD_BYTES: usize = 16 << 10;
 /// Pause after a failed accept, which mostly means that the process has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the server tells about, beyond what the cell knows.
+/// A server of what there is to tell.
 pub(crate) struct StatusServer {
     pub(crate) listener: TcpListener,
-    pub(crate) facts: Facts,
-    pub(crate) requests: mpsc::Sender<Asked>,
-    pub(crate) bus: Bus,
-    pub(crate) outbox: Outbox,
-    pub(crate) logs: Logs,
-    pub(crate) log_counts: LogCounts,
+    pub(crate) sources: Arc<Sources>,
 }
 
-/// What does not change while the agent runs.
-pub(crate) struct Facts {
-    pub(crate) id: CellId,
-    pub(crate) index: u32,
-    /// As announced.
-    pub(crate) host: String,
-    pub(crate) credentials: Secret<(String, String)>,
-    /// When the process started, as announced.
-    pub(crate) start: String,
-    pub(crate) started: Instant,
-    /// How sandboxes get their memory.
-    pub(crate) sandbox_allocation: String,
-    /// What the process has taken from itself.
-    pub(crate) hardening: Value,
-}
-
-/// Binds the address of `/varz` and `/healthz`.
+/// Binds the address of the status server.
 ///
 /// # Errors
 /// When it is taken, or not one of this host's.
@@ -136,98 +103,43 @@ impl StatusServer {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"dewar\""));
             return response;
         }
-        match (request.method(), request.uri().path()) {
-            (&Method::GET | &Method::HEAD, "/healthz") => text(StatusCode::OK, "ok\n"),
-            (&Method::GET | &Method::HEAD, "/varz") => match self.varz().await {
-                Some(varz) => json_response(&varz),
-                None => text(StatusCode::SERVICE_UNAVAILABLE, "The agent does not answer\n"),
+        if ![Method::GET, Method::HEAD].contains(request.method()) {
+            return not_found();
+        }
+        match request.uri().path() {
+            "/healthz" => match self.sources.is_alive().await {
+                true => text(StatusCode::OK, "ok\n"),
+                false => no_answer(),
             },
-            _ => text(StatusCode::NOT_FOUND, "Not found\n"),
+            "/varz" => match self.sources.report().await {
+                Some(report) => document("application/json", varz(&report).to_string()),
+                None => no_answer(),
+            },
+            "/metrics" => match self.sources.report().await {
+                Some(report) => document(OPEN_METRICS, open_metrics(&report)),
+                None => no_answer(),
+            },
+            _ => not_found(),
         }
     }
 
     fn authorizes(&self, header: Option<&HeaderValue>) -> bool {
-        let (user, password) = self.facts.credentials.expose();
+        let (user, password) = self.sources.facts.credentials.expose();
         let given = header.and_then(|header| {
             let (scheme, credentials) = header.to_str().ok()?.split_once(' ')?;
             scheme.eq_ignore_ascii_case("basic").then(|| BASE64.decode(credentials.trim()).ok())?
         });
         given.is_some_and(|given| given.ct_eq(format!("{user}:{password}").as_bytes()).into())
     }
-
-    async fn varz(&self) -> Option<Value> {
-        let (sender, answer) = oneshot::channel();
-        let asked = Asked { request: Request::ReportVarz, asker: Asker::Here(sender) };
-        let answer = timeout(ANSWER_TIMEOUT, async {
-            self.requests.send(asked).await.ok()?;
-            answer.await.ok()
-        });
-        let Ok(Some(Answer::Varz(varz))) = answer.await else { return None };
-        Some(self.varz_object(&varz))
-    }
-
-    fn varz_object(&self, varz: &Varz) -> Value {
-        let counters = self.bus.counters();
-        let mut object = json!({
-            "type": "DEA",
-            "index": self.facts.index,
-            "uuid": self.facts.id,
-            "host": self.facts.host,
-            "start": self.facts.start,
-            "uptime": uptime(self.facts.started.elapsed()),
-            "num_cores": std::thread::available_parallelism().map_or(1, usize::from),
-            "log_counts": self.log_counts.by_level(),
-            "stacks": varz.stacks,
-            "can_stage": u8::from(varz.reservable_stagers > 0),
-            "reservable_stagers": varz.reservable_stagers,
-            "available_memory_ratio": varz.available_memory_ratio,
-            "available_disk_ratio": varz.available_disk_ratio,
-            "instance_registry": instance_registry(&varz.instances),
-            "staging_tasks": varz.staging_tasks,
-            "bus": {
-                "up": self.bus.is_up(),
-                "published": counters.published,
-                "dropped": counters.dropped.saturating_add(self.outbox.dropped()),
-                "received": counters.received,
-                "slow_consumer": counters.slow_consumer,
-            },
-            "sandbox_allocation": self.facts.sandbox_allocation,
-            "hardening": self.facts.hardening,
-            "app_log_lines_dropped": self.logs.dropped(),
-        });
-        if let Value::Object(object) = &mut object {
-            object.extend(process::numbers(self.facts.started.elapsed()));
-        }
-        object
-    }
 }
 
-/// Application id → instance id → attributes. Never environment, services or credentials.
-fn instance_registry(instances: &[VarzInstance]) -> BTreeMap<&str, Map<String, Value>> {
-    let mut registry: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
-    for instance in instances {
-        let attributes = json!({
-            "application_id": instance.app_id,
-            "application_name": instance.app_name,
-            "application_version": instance.version,
-            "application_uris": instance.uris,
-            "instance_id": instance.instance_id,
-            "instance_index": instance.index,
-            "state": instance.state,
-            "state_timestamp": instance.state_since.to_unix(),
-            "used_memory_in_bytes": instance.usage.memory,
-            "used_disk_in_bytes": instance.usage.disk,
-            "computed_pcpu": instance.cpu,
-        });
-        registry.entry(instance.app_id.as_str()).or_default().insert(instance.instance_id.to_string(), attributes);
-    }
-    registry
+fn not_found() -> Response<Full<Bytes>> {
+    text(StatusCode::NOT_FOUND, "Not found\n")
 }
 
-/// `<d>d:<h>h:<m>m:<s>s`.
-fn uptime(since: Duration) -> String {
-    let seconds = since.as_secs();
-    format!("{}d:{}h:{}m:{}s", seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60)
+/// The driver is stuck, or has more to do than it can.
+fn no_answer() -> Response<Full<Bytes>> {
+    text(StatusCode::SERVICE_UNAVAILABLE, "The agent does not answer\n")
 }
 
 fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
@@ -237,8 +149,8 @@ fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-fn json_response(body: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.to_string().into()));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+fn document(kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }

@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, error, info_span, warn};
+use tracing::{Instrument as _, Span, error, field, info_span, warn};
 
 use self::health::Probe;
 use self::launch::{Launched, StartError};
@@ -37,6 +37,7 @@ use crate::droplet_store::DropletStore;
 use crate::logs::Logs;
 use crate::ports::Ports;
 use crate::removal::remove_left_over;
+use crate::telemetry::{TARGET, Telemetry};
 
 /// How long an instance that was asked to end may take, the time that the original gave between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(10);
@@ -65,6 +66,7 @@ pub(crate) struct Means {
     pub(crate) droplets: DropletStore,
     pub(crate) ports: Ports,
     pub(crate) logs: Logs,
+    pub(crate) telemetry: Telemetry,
     pub(crate) paths: Paths,
     pub(crate) ip: IpAddr,
     pub(crate) settings: InstanceConfig,
@@ -142,10 +144,13 @@ impl Instances {
     }
 
     async fn run(&self, spec: &SandboxSpec, live: &Live) -> Exit {
-        match self.launch(spec, live).await {
-            Ok(launched) => self.watch(spec, live, launched).await,
+        let (app_id, instance_id, index) = (&spec.start.app_id, &spec.instance_id, spec.start.index);
+        let start = info_span!(target: TARGET, "start", %app_id, %instance_id, index, otel.status_code = field::Empty);
+        match self.launch(spec, live).instrument(info_span!(target: TARGET, parent: &start, "launch")).await {
+            Ok(launched) => self.watch(spec, live, launched, start).await,
             Err(StartError::Cancelled) => StartError::Cancelled.into_exit(),
             Err(error) => {
+                start.record("otel.status_code", "ERROR");
                 let cause = chain(&error);
                 warn!(cause, "instance failed to start");
                 let text = format!("Instance (index {}) failed to start: {cause}", spec.start.index);
@@ -156,7 +161,8 @@ impl Instances {
     }
 
     /// Reports that the instance is launched and ready, carries out what it is asked, and waits for its end.
-    async fn watch(&self, spec: &SandboxSpec, live: &Live, launched: Launched) -> Exit {
+    /// `start` is the span of its start, which ends when it is ready.
+    async fn watch(&self, spec: &SandboxSpec, live: &Live, launched: Launched, start: Span) -> Exit {
         let Launched { sandbox, port, state_file } = launched;
         let port = port.port();
         // Only this task sets it, once.
@@ -170,8 +176,9 @@ impl Instances {
             tell: &tell,
         };
         let check = HealthCheck::of(&spec.start, true, state_file.is_some());
-        let mut healthy = std::pin::pin!(probe.until_healthy(check, state_file));
-        let (mut ready, mut stop_at, mut kill_at) = (false, None, None);
+        let health_check = info_span!(target: TARGET, parent: &start, "health check");
+        let mut healthy = std::pin::pin!(probe.until_healthy(check, state_file).instrument(health_check));
+        let (mut start, mut ready, mut stop_at, mut kill_at) = (Some(start), false, None, None);
         loop {
             tokio::select! {
                 biased;
@@ -191,8 +198,11 @@ impl Instances {
                 }
                 () = &mut healthy, if !ready && kill_at.is_none() => {
                     ready = true;
+                    drop(start.take());
                     self.report(spec.key, SandboxEvent::Ready).await;
-                    self.send(Input::Usage(vec![(spec.key, sample(&sandbox))])).await;
+                    let sample = sample(&sandbox);
+                    self.0.means.telemetry.first_sample(&spec.start.app_id, spec.start.index, sample);
+                    self.send(Input::Usage(vec![(spec.key, sample)])).await;
                 }
             }
         }

@@ -37,6 +37,7 @@ mod outbox;
 mod ports;
 mod removal;
 mod stagings;
+mod telemetry;
 mod tree;
 
 #[cfg(test)]
@@ -46,9 +47,10 @@ pub use agent::{Agent, AgentError, AgentHandle};
 pub use base_dir::{BaseDirError, PidFileError};
 pub use config::{
     AgentConfig, CompatConfig, ConfigError, CpuConfig, DevAgent, EgressConfig, FilesSettings, InstanceConfig, LogFormat, LoggingConfig,
-    StagingSettings, StatusConfig,
+    LoggregatorConfig, MetricsConfig, OtlpConfig, StagingSettings, StatusConfig,
 };
 /// What an operator can ask of an agent.
 pub use dewar_core::Signal;
 pub use hardening::{Hardening, HardeningError, InForce, harden_all_but_files};
 pub use log_counts::LogCounts;
+pub use telemetry::{LoggregatorError, OtlpError, Spans};

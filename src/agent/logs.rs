@@ -21,6 +21,7 @@ pub(crate) use self::files::InstanceLogFiles;
 use self::files::LogWriter;
 use self::ring::Ring;
 pub(crate) use self::staging::StagingLog;
+use crate::telemetry::Loggregator;
 
 mod files;
 mod ring;
@@ -60,13 +61,13 @@ enum Files {
 }
 
 impl Logs {
-    /// Starts the thread, which sends what is asked for over `bus`; `tasks` wait for its end.
+    /// Starts the thread, which sends what is asked for over `bus`, and every line to `loggregator`; `tasks` wait for its end.
     ///
     /// # Errors
     /// When the operating system has no thread left.
-    pub(crate) fn start(bus: Bus, tasks: &TaskTracker) -> io::Result<Self> {
+    pub(crate) fn start(bus: Bus, loggregator: Option<Loggregator>, tasks: &TaskTracker) -> io::Result<Self> {
         let (queue, entries) = mpsc::channel(QUEUE);
-        let hub = Hub { bus, files: LogWriter::new(), apps: HashMap::new(), leases: HashMap::new() };
+        let hub = Hub { bus, loggregator, files: LogWriter::new(), apps: HashMap::new(), leases: HashMap::new() };
         let token = tasks.token();
         std::thread::Builder::new().name("app-logs".to_owned()).spawn(move || {
             hub.run(entries);
@@ -147,6 +148,7 @@ impl Output for Sink {
 
 struct Hub {
     bus: Bus,
+    loggregator: Option<Loggregator>,
     files: LogWriter,
     apps: HashMap<AppId, Ring>,
     /// By application, then by reply subject: until when.
@@ -162,6 +164,9 @@ impl Hub {
                         Files::None => {}
                         Files::Instance(files) => self.files.write(&files, line.stream, &line.text),
                         Files::Staging(log) => log.write(&line.text),
+                    }
+                    if let Some(loggregator) = &self.loggregator {
+                        loggregator.line(&line);
                     }
                     self.forward(&line);
                     self.keep(line);

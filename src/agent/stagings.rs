@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dewar_core::{Input, StagingError, StagingEvent, StagingSpec, TaskKey};
 use futures::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, error, info_span, warn};
+use tracing::{Instrument as _, Span, error, field, info_span, warn};
 
 use crate::base_dir::Paths;
 use crate::blocking;
 use crate::logs::{Logs, StagingLog};
 use crate::staging::{Stager, StagingFailed};
+use crate::telemetry::{Outcome, TARGET, Telemetry};
 
 /// All staging tasks of an agent. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -25,19 +27,28 @@ pub(crate) struct Stagings {
     /// To the driver, which always takes what comes.
     reports: mpsc::Sender<Input>,
     tasks: TaskTracker,
+    telemetry: Telemetry,
     live: Arc<Mutex<HashMap<TaskKey, CancellationToken>>>,
 }
 
 impl Stagings {
-    pub(crate) fn new(stager: Stager, logs: Logs, paths: Paths, reports: mpsc::Sender<Input>, tasks: TaskTracker) -> Self {
-        Self { stager, logs, paths, reports, tasks, live: Arc::default() }
+    pub(crate) fn new(
+        stager: Stager,
+        logs: Logs,
+        paths: Paths,
+        reports: mpsc::Sender<Input>,
+        tasks: TaskTracker,
+        telemetry: Telemetry,
+    ) -> Self {
+        Self { stager, logs, paths, reports, tasks, telemetry, live: Arc::default() }
     }
 
     /// Starts a staging in a task of its own.
     pub(crate) fn start(&self, spec: Box<StagingSpec>) {
         let stop = CancellationToken::new();
         self.live().insert(spec.key, stop.clone());
-        let span = info_span!("staging", task_id = %spec.message.task_id, app_id = %spec.message.app_id);
+        let (task_id, app_id) = (&spec.message.task_id, &spec.message.app_id);
+        let span = info_span!(target: TARGET, "staging", %task_id, %app_id, otel.status_code = field::Empty);
         let stagings = self.clone();
         self.tasks.spawn(async move { stagings.supervise(&spec, stop).await }.instrument(span));
     }
@@ -57,6 +68,7 @@ impl Stagings {
     }
 
     async fn supervise(&self, spec: &StagingSpec, stop: CancellationToken) {
+        let begun = Instant::now();
         let (is_set_up, mut set_up) = oneshot::channel();
         let tell = move || {
             // The receiver lives until the end of this function.
@@ -84,6 +96,10 @@ impl Stagings {
             let error = StagingError { message: "the stager failed".to_owned(), info: None };
             Err(StagingFailed { during_setup: false, error })
         });
+        self.telemetry.staged(begun.elapsed(), Outcome::of(&outcome));
+        if outcome.is_err() {
+            Span::current().record("otel.status_code", "ERROR");
+        }
         self.report(
             spec.key,
             match outcome {

@@ -11,6 +11,7 @@ mod leaving;
 mod lifecycle;
 mod staging;
 mod storm;
+mod telemetry;
 mod world;
 
 use std::process::ExitCode;
@@ -72,5 +73,10 @@ trials![
     housekeeping::a_crash_that_there_is_no_room_for_goes,
     housekeeping::a_directory_that_belongs_to_nobody_goes_and_a_crash_stays,
     housekeeping::droplets_that_nobody_uses_go_at_the_start_if_none_are_to_be_kept,
+    host::an_agent_without_instances_lists_none,
     host::a_pid_file_lives_as_long_as_the_agent,
+    telemetry::prometheus_scrapes_the_agent_and_its_instances,
+    telemetry::loggregator_gets_lines_and_metrics,
+    telemetry::a_loggregator_without_an_address_is_no_start,
+    telemetry::an_otlp_collector_gets_metrics,
 ];

@@ -24,13 +24,14 @@ use crate::droplet_store::DropletStore;
 use crate::effects::{Droplets, Effects};
 use crate::files::{FileServers, NotBound};
 use crate::housekeeping::Housekeeper;
-use crate::http::{self, Facts};
+use crate::http;
 use crate::instances::{Instances, Means};
 use crate::logs::Logs;
 use crate::outbox::Outbox;
 use crate::ports::Ports;
 use crate::staging::{Stager, StagerConfig};
 use crate::stagings::Stagings;
+use crate::telemetry::{Facts, Loggregator, Telemetry};
 use crate::transfer::{TransferConfig, Transfers};
 
 /// The image of this very process, also after the file that it came from was replaced: code must be compiled by the same version.
@@ -48,6 +49,7 @@ pub(super) struct Host {
     sandboxes: Sandboxes,
     droplets: DropletStore,
     stager: Option<Stager>,
+    pub(super) telemetry: Telemetry,
     first_port: u16,
     pub(super) files: Option<FileServers>,
 }
@@ -89,9 +91,28 @@ impl Host {
         let path = base_dir.paths().droplets();
         let droplets = DropletStore::open(&path, transfers.clone()).map_err(|source| AgentError::Droplets { path, source })?;
         let stager = config.staging.enabled.then(|| stager(config, &base_dir, &sandboxes, &droplets, transfers)).transpose()?;
+        let loggregator = match &config.loggregator {
+            Some(loggregator) => Some(Loggregator::new(loggregator, config.index).await?),
+            None => None,
+        };
+        let telemetry = Telemetry::new(loggregator);
         let first_port = rng.random_range(config.instance.ports.clone());
         let files = files(config, ip, &mut rng).await?;
-        Ok(Self { base_dir, pid_file, rng, ip, status_listener, status_addr, facts, sandboxes, droplets, stager, first_port, files })
+        Ok(Self {
+            base_dir,
+            pid_file,
+            rng,
+            ip,
+            status_listener,
+            status_addr,
+            facts,
+            sandboxes,
+            droplets,
+            stager,
+            telemetry,
+            first_port,
+            files,
+        })
     }
 
     pub(super) fn cell_config(&self, config: &AgentConfig) -> CellConfig {
@@ -139,6 +160,7 @@ impl Host {
             droplets: self.droplets.clone(),
             ports: Ports::new(self.ip, config.instance.ports.clone(), self.first_port),
             logs: logs.clone(),
+            telemetry: self.telemetry.clone(),
             paths: self.base_dir.paths().clone(),
             ip: self.ip,
             settings: config.instance.clone(),
@@ -151,15 +173,20 @@ impl Host {
         let workspaces = self.stager.as_ref().map(Stager::workspaces);
         let (paths, store) = (self.base_dir.paths().clone(), self.droplets.clone());
         let housekeeper = Housekeeper::new(paths.clone(), store, workspaces, reports.clone(), tasks.clone());
-        let stagings = self.stager.clone().map(|stager| Stagings::new(stager, logs.clone(), paths, reports.clone(), tasks.clone()));
-        let droplets = Droplets::new(self.droplets.clone(), reports, tasks.clone());
+        let stagings = self
+            .stager
+            .clone()
+            .map(|stager| Stagings::new(stager, logs.clone(), paths, reports.clone(), tasks.clone(), self.telemetry.clone()));
+        let droplets = Droplets::new(self.droplets.clone(), reports, tasks.clone(), self.telemetry.clone());
+        let (outbox, logs, telemetry) = (outbox.clone(), logs.clone(), self.telemetry.clone());
         Effects {
-            outbox: outbox.clone(),
+            outbox,
             instances,
             stagings,
             droplets,
             housekeeper,
-            logs: logs.clone(),
+            logs,
+            telemetry,
             listening: listening.clone(),
             complaints: Complaints::new(),
         }

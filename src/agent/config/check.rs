@@ -19,8 +19,10 @@ use super::reader::{Findings, Reader};
 use super::reaping::{crash_disk, crash_lifetime, droplet_budget};
 use super::resources::{capacity, intervals};
 use super::staging::staging;
+use super::telemetry::{loggregator, metrics, otlp};
 use super::{AgentConfig, ConfigError, StatusConfig};
 use crate::hardening::{Hardening, InForce};
+use crate::telemetry::Spans;
 
 /// Keys of the DEA that need Warden, Ruby, or a part of the protocol that is not spoken here. They do nothing.
 pub(super) const WITHOUT_EFFECT: &[&str] = &[
@@ -34,7 +36,6 @@ pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "instance.bandwidth_limit",
     "instance.nproc_limit",
     "logging.syslog",
-    "loggregator",
     "post_setup_hook",
     "service_name",
     "ssl",
@@ -100,6 +101,10 @@ pub(super) fn read(reader: &mut Reader) -> AgentConfig {
         egress: egress(reader),
         files: files(reader),
         staging: staging(reader),
+        metrics: metrics(reader),
+        loggregator: loggregator(reader),
+        otlp: otlp(reader),
+        spans: Spans::default(),
         compile: compile(reader),
         artifact_bytes: mebibytes(reader, "compile.cache_mb", 2048),
         compiler: None,

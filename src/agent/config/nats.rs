@@ -77,7 +77,7 @@ fn bus_tls(reader: &mut Reader) -> Option<BusTls> {
 }
 
 /// A server's address as it may be printed: what stands before the last `@` is gone.
-fn without_credentials(server: &str) -> String {
+pub(super) fn without_credentials(server: &str) -> String {
     let (scheme, rest) = server.split_once("://").map_or(("", server), |(scheme, rest)| (scheme, rest));
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
     if scheme.is_empty() { host.to_owned() } else { format!("{scheme}://{host}") }

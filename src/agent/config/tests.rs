@@ -317,7 +317,7 @@ fn the_effective_configuration_shows_all_but_secrets() {
     let yaml = format!("{DEA_YML}nats: {{ user: me, password: nats-password }}\n");
     let (config, _) = AgentConfig::from_yaml(&yaml).unwrap();
     let shown = config.effective_yaml();
-    for secret in ["nats-password", "12345678", "secret"] {
+    for secret in ["nats-password", "12345678", "loggregator-secret", "internal:secret"] {
         assert!(!shown.contains(secret), "{secret} in {shown}");
         assert!(!format!("{config:?}").contains(secret), "{secret} in the debug form");
     }

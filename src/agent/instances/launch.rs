@@ -8,11 +8,14 @@ use dewar_protocol::Secret;
 use dewar_sandbox::{
     HttpLimits, InstanceSpec, Instances as HttpInstances, InvalidEgressRule, Program, ProgramError, Quota, Sandbox, World,
 };
+use tokio::time::Instant;
+use tracing::{Instrument as _, info_span};
 
 use super::{Instances, Live};
 use crate::droplet_store::{DropletError, InstanceLimits, UnpackedDroplet};
 use crate::logs::InstanceLogFiles;
 use crate::ports::{PortError, PortLease, PortUse};
+use crate::telemetry::{Outcome, TARGET};
 
 /// Why an instance did not start.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +70,8 @@ pub(super) struct Launched {
 impl Instances {
     pub(super) async fn launch(&self, spec: &SandboxSpec, live: &Live) -> Result<Launched, StartError> {
         let means = &self.0.means;
-        let droplet = self.unpack(spec, live).await?;
-        let program = live.unless_ended(means.sandboxes.program(&droplet.wasm)).await??;
+        let droplet = self.unpack(spec, live).instrument(info_span!(target: TARGET, "unpack droplet")).await?;
+        let program = live.unless_ended(self.call("load program", means.sandboxes.program(&droplet.wasm))).await??;
         let world = droplet.info.world.unwrap_or_else(|| first_world(&program));
         let arguments = arguments(spec, &droplet, world)?;
         let instances = http_instances(means.settings.http.instances, &spec.start.env)?;
@@ -95,8 +98,16 @@ impl Instances {
             output: means.logs.instance(&spec.start.app_id, spec.start.index, files),
         });
         let _permit = live.unless_ended(self.0.starts.acquire()).await?;
-        let sandbox = live.unless_ended(started).await?.map_err(StartError::Guest)?;
+        let sandbox = live.unless_ended(self.call("start sandbox", started)).await?.map_err(StartError::Guest)?;
         Ok(Launched { sandbox, port, state_file: droplet.state_file.map(PathBuf::from) })
+    }
+
+    /// Has a sandbox do something, and takes note of how long that took.
+    async fn call<T, E>(&self, what: &'static str, call: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let begun = Instant::now();
+        let result = call.instrument(info_span!(target: TARGET, "sandbox call", otel.name = what)).await;
+        self.0.means.telemetry.sandbox_call(begun.elapsed(), Outcome::of(&result));
+        result
     }
 
     /// Runs to its end even when the instance has been asked to end, so that nobody writes into a directory that is being deleted.

@@ -10,7 +10,7 @@ use dewar_sandbox::{EgressPolicy, OutputSink};
 use jiff::{Timestamp, tz::TimeZone};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 
 use super::Means;
 use super::ahead;
@@ -27,6 +27,7 @@ use super::workspace::Workspace;
 use crate::archive::unpack;
 use crate::blocking;
 use crate::droplet_store::Held;
+use crate::telemetry::TARGET;
 use crate::transfer::{Downloaded, Retry};
 use crate::tree::{Tree, TreeLimits};
 
@@ -69,7 +70,7 @@ impl<'a> Task<'a> {
     }
 
     pub(super) async fn run(&mut self, set_up: impl FnOnce() + Send) -> Result<StagedDroplet, Failure> {
-        let setup = self.set_up().await?;
+        let setup = self.set_up().instrument(info_span!(target: TARGET, "set up")).await?;
         self.phase = Phase::Staging;
         set_up();
         let droplet = self.stage(setup).await?;
@@ -133,7 +134,7 @@ impl<'a> Task<'a> {
 
     async fn stage(&self, setup: Setup) -> Result<StagedDroplet, Failure> {
         let deadline = Instant::now() + self.means.config.max_duration;
-        let package = self.unpack_package(&setup).await?;
+        let package = self.unpack_package(&setup).instrument(info_span!(target: TARGET, "unpack package")).await?;
         self.say(&format!("-----> Downloaded app package ({})", Size(setup.package.size.0)));
         let environment = environment::staging(self.message(), self.means.config.max_duration);
         let fingerprint = Inputs {
@@ -171,9 +172,9 @@ impl<'a> Task<'a> {
             log: &self.log,
             stop: &self.stop,
         };
-        let chosen = build.choose(&setup.selection).await?;
+        let chosen = build.choose(&setup.selection).instrument(info_span!(target: TARGET, "detect")).await?;
         self.lay_out_cache(&setup, &chosen.origin).await?;
-        let built = build.run(&chosen, self.start_command()).await?;
+        let built = build.run(&chosen, self.start_command()).instrument(info_span!(target: TARGET, "compile")).await?;
         let (droplet, _held) = self.store(built).await?;
         self.means.outcomes.put(&fingerprint, &Outcome::new(&droplet, Timestamp::now().as_second()));
         self.upload_droplet(&droplet).await?;
@@ -232,6 +233,7 @@ impl<'a> Task<'a> {
         let size = fs::metadata(&archive).map_err(|source| Failure::Disk { what: "read the droplet", source })?.len();
         self.say(&format!("-----> Uploading droplet ({})", Size(size)));
         let uploaded = upload(&self.means.transfers, &self.message().upload_uri, &archive, "droplet.tgz");
+        let uploaded = uploaded.instrument(info_span!(target: TARGET, "upload droplet"));
         Ok(self.unless_stopped(uploaded).await??)
     }
 
