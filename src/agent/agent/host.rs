@@ -230,3 +230,19 @@ fn local_ip() -> io::Result<IpAddr> {
 fn hex(rng: &mut StdRng) -> String {
     format!("{:032x}", rng.random::<u128>())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn the_own_address_can_be_bound() {
+        match local_ip() {
+            Ok(ip) => assert_ne!(TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().port(), 0),
+            // A host without any network has none to be found.
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::NetworkUnreachable),
+        }
+    }
+}
