@@ -220,6 +220,16 @@ mod tests {
         BaseDir::claim(&base).unwrap();
     }
 
+    /// Operators' scripts know them.
+    #[test]
+    fn it_has_the_directories_that_a_dea_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let _claimed = BaseDir::claim(dir.path()).unwrap();
+        for name in ["db", "droplets", "instances", "tmp", "staging", "crashes"] {
+            assert!(dir.path().join(name).is_dir(), "{name}");
+        }
+    }
+
     #[test]
     fn left_overs_go_and_droplets_stay() {
         let dir = tempfile::tempdir().unwrap();
