@@ -154,3 +154,23 @@ fn what_may_not_be_absent_or_otherwise() {
         refused::<StartMessage>("§2.5", &[(&text, complaint)]);
     }
 }
+
+#[test]
+fn nothing_that_is_printed_of_it_is_secret() {
+    let message = StartMessage {
+        droplet_uri: Some(Secret("http://up:hunter2@cc.internal/droplet".to_owned())),
+        env: vec![Secret("PASSWORD=hunter2".to_owned())],
+        services: vec![Service {
+            credentials: Some(Secret(json!({ "uri": "mysql://u:hunter2@db" }))),
+            syslog_drain_url: Some(Secret("syslog://hunter2".to_owned())),
+            name: "db".to_owned(),
+            label: "sql".to_owned(),
+            plan: None,
+            plan_option: None,
+            tags: None,
+        }],
+        ..minimal()
+    };
+    let printed = format!("{message:?}");
+    assert!(printed.contains("sql") && !printed.contains("hunter2"), "{printed}");
+}

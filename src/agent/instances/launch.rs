@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use dewar_core::{Exit, SandboxSpec, environment};
-use dewar_protocol::Secret;
+use dewar_protocol::{Secret, StartMessage};
 use dewar_sandbox::{
     HttpLimits, InstanceSpec, Instances as HttpInstances, InvalidEgressRule, Program, ProgramError, Quota, Sandbox, World,
 };
@@ -73,7 +73,7 @@ impl Instances {
         let droplet = self.unpack(spec, live).instrument(info_span!(target: TARGET, "unpack droplet")).await?;
         let program = live.unless_ended(self.call("load program", means.sandboxes.program(&droplet.wasm))).await??;
         let world = droplet.info.world.unwrap_or_else(|| first_world(&program));
-        let arguments = arguments(spec, &droplet, world)?;
+        let arguments = arguments(&spec.start, droplet.info.start_command.as_deref(), world)?;
         let instances = http_instances(means.settings.http.instances, &spec.start.env)?;
         let egress = means.egress.operator.policy(&spec.start.egress_network_rules)?;
         let (port, listener) = means.ports.lease(match world {
@@ -152,12 +152,12 @@ fn http_instances(configured: HttpInstances, environment: &[Secret<String>]) -> 
 }
 
 /// The start message's command, or the droplet's. An http app needs none: it is then told its name.
-fn arguments(spec: &SandboxSpec, droplet: &UnpackedDroplet, world: World) -> Result<Vec<String>, StartError> {
-    let given = [&spec.start.start_command, &droplet.info.start_command];
-    let command = given.into_iter().flatten().map(|command| command.trim()).find(|command| !command.is_empty());
+fn arguments(start: &StartMessage, staged: Option<&str>, world: World) -> Result<Vec<String>, StartError> {
+    let given = [start.start_command.as_deref(), staged];
+    let command = given.into_iter().flatten().map(str::trim).find(|command| !command.is_empty());
     match (command, world) {
         (Some(command), _) => shlex::split(command).filter(|words| !words.is_empty()).ok_or(StartError::BadCommand),
-        (None, World::Http) => Ok(vec![spec.start.name.clone()]),
+        (None, World::Http) => Ok(vec![start.name.clone()]),
         (None, World::Command) => Err(StartError::NoCommand),
     }
 }
@@ -184,5 +184,25 @@ mod tests {
         assert_eq!(chosen(&["DEWAR_INSTANCES=fresh", "A=1", "DEWAR_INSTANCES=reuse"], fresh), Ok(reuse));
         let error = chosen(&["DEWAR_INSTANCES=Fresh "], reuse).unwrap_err();
         assert!(error.contains("DEWAR_INSTANCES"), "{error}");
+    }
+
+    #[test]
+    fn the_messages_command_comes_before_the_droplets_and_an_http_app_needs_none() {
+        let given = |asked: Option<&str>, staged, world| {
+            let start: StartMessage = serde_json::from_value(serde_json::json!({
+                "droplet": "shop", "index": 0, "version": "v1", "name": "shop", "cc_partition": "default", "services": [],
+                "limits": { "mem": 1, "disk": 1, "fds": 1 }, "start_command": asked,
+            }))
+            .unwrap();
+            arguments(&start, staged, world).map(|words| words.join(" ")).map_err(|error| error.to_string())
+        };
+        let is = |words: &str| Ok(words.to_owned());
+        assert_eq!(given(Some("run 'it all'"), Some("of the droplet"), World::Command), is("run it all"));
+        assert_eq!(given(Some("run"), None, World::Command), is("run"));
+        for nothing in [None, Some(""), Some("  ")] {
+            assert_eq!(given(nothing, Some("of the droplet"), World::Command), is("of the droplet"));
+            assert_eq!(given(nothing, None, World::Command), Err("missing start command".to_owned()));
+            assert_eq!(given(nothing, None, World::Http), is("shop"));
+        }
     }
 }
