@@ -34,7 +34,7 @@ use crate::base_dir::Paths;
 use crate::config::{EgressConfig, InstanceConfig};
 use crate::driver::at;
 use crate::droplet_store::DropletStore;
-use crate::logs::Logs;
+use crate::logs::{LastLines, Logs};
 use crate::ports::Ports;
 use crate::removal::remove_left_over;
 use crate::telemetry::{TARGET, Telemetry};
@@ -84,6 +84,7 @@ struct Live {
     stop: CancellationToken,
     kill: CancellationToken,
     sandbox: OnceLock<Sandbox>,
+    last_lines: Arc<LastLines>,
 }
 
 impl Instances {
@@ -140,6 +141,10 @@ impl Instances {
         });
         self.clean_up(&spec.instance_id, live.stop.is_cancelled()).await;
         self.live().remove(&spec.key);
+        let lines = live.last_lines.take();
+        if !lines.is_empty() {
+            self.report(spec.key, SandboxEvent::Wrote(lines)).await;
+        }
         self.report(spec.key, SandboxEvent::Exited(exit)).await;
     }
 

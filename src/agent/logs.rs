@@ -19,11 +19,13 @@ use tracing::{debug, warn};
 
 pub(crate) use self::files::InstanceLogFiles;
 use self::files::LogWriter;
+pub(crate) use self::last_lines::LastLines;
 use self::ring::Ring;
 pub(crate) use self::staging::StagingLog;
 use crate::telemetry::Loggregator;
 
 mod files;
+mod last_lines;
 mod ring;
 mod staging;
 

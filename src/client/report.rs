@@ -1,6 +1,6 @@
 //! What `apps`, `app` and `agents` tell. These structs are also the JSON that `--json` prints: keys are only ever added.
 
-use dewar_protocol::{AppId, CellId, FindDroplet, FoundInstance, InstanceId, InstanceState, Mib, UnixSeconds};
+use dewar_protocol::{AppId, CellId, Crash, FindDroplet, FoundInstance, InstanceId, InstanceState, Mib, UnixSeconds};
 use serde::Serialize;
 
 use crate::app_name::AppName;
@@ -82,6 +82,8 @@ pub struct InstanceReport {
     pub id: InstanceId,
     /// Version.
     pub version: String,
+    /// How it ended, when it has crashed.
+    pub crash: Option<Crash>,
 }
 
 impl Client {
@@ -172,6 +174,7 @@ impl From<FoundInstance> for InstanceReport {
             agent: found.dea,
             id: found.instance_id,
             version: found.version,
+            crash: found.crash,
         }
     }
 }

@@ -209,6 +209,7 @@ mod tests {
             credentials: None,
             file_uri_v2: None,
             stats: None,
+            crash: None,
         }
     }
 

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use dewar_protocol::Advertise;
+use dewar_protocol::{Advertise, Crash};
 
 use crate::records::Phase;
 use crate::report::{AppReport, AppSummary, InstanceReport};
+use crate::screen::escape_controls;
 
 /// What stands where nothing is known.
 const UNKNOWN: &str = "–";
@@ -49,7 +50,25 @@ pub fn app_table(app: &AppReport) -> String {
     for instance in &app.instances {
         instances.add_row(instance_row(instance));
     }
-    format!("{}\n\n{}", facts.trim_fmt(), instances.trim_fmt())
+    let crashes: String = app.instances.iter().filter_map(|instance| Some(crash_text(instance.index, instance.crash.as_ref()?))).collect();
+    format!("{}\n\n{}{crashes}", facts.trim_fmt(), instances.trim_fmt())
+}
+
+/// How an instance ended, and what it said last, below an empty line.
+fn crash_text(index: u32, crash: &Crash) -> String {
+    let mut description = crash.exit_description.lines();
+    let cause = description.next().filter(|cause| !cause.is_empty()).unwrap_or("no reason given");
+    let mut text = format!("\n\ninstance {index} crashed: {} (exit status {})", escape_controls(cause), crash.exit_status);
+    for line in description {
+        text += &format!("\n{}", escape_controls(line));
+    }
+    if !crash.last_lines.is_empty() {
+        text += "\nlast lines of its log:";
+    }
+    for line in &crash.last_lines {
+        text += &format!("\n  {}", escape_controls(line));
+    }
+    text
 }
 
 /// A list of agents.
@@ -201,6 +220,7 @@ mod tests {
             agent: CellId::from("agent"),
             id: InstanceId::from("id"),
             version: "v".to_owned(),
+            crash: None,
         };
         let report = AppReport {
             summary: summary(),
@@ -213,6 +233,15 @@ mod tests {
         let table = app_table(&report);
         let last: Vec<&str> = table.lines().last().unwrap().split_whitespace().collect();
         assert_eq!(last, ["0", "running", "1m", "1s", "12.3%", "3M", "of", "64M", "–", "10.0.0.1:61001", "agent"]);
+        let crash = Crash {
+            exit_status: -1,
+            exit_description: "wasm trap: unreachable\n  0: shop!main".to_owned(),
+            last_lines: vec!["about to go".to_owned(), "\u{1b}[2Jgone".to_owned()],
+        };
+        let crashed = InstanceReport { state: InstanceState::Crashed, crash: Some(crash), ..report.instances[0].clone() };
+        let table = app_table(&AppReport { instances: vec![crashed], ..report });
+        let told = "\n\ninstance 0 crashed: wasm trap: unreachable (exit status -1)\n  0: shop!main\nlast lines of its log:\n  about to go\n  \\u{1b}[2Jgone";
+        assert!(table.ends_with(told), "{table}");
         assert!(table.contains("command:") && table.contains("./hello"), "{table}");
     }
 }

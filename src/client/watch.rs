@@ -16,7 +16,7 @@ const POLL: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) enum Sight {
     /// An agent has this instance, in this state. An answer that says RUNNING comes after the agent has registered the routes.
-    Found(FoundInstance),
+    Found(Box<FoundInstance>),
     /// An instance has ended.
     Exited(DropletExited),
     /// Nothing for a while.
@@ -64,7 +64,7 @@ impl InstanceWatch {
                 }
                 answer = self.answers.next() => {
                     if let Some(found) = decode(&answer.ok_or_else(Self::closed)?.payload) {
-                        return Ok(Sight::Found(found));
+                        return Ok(Sight::Found(Box::new(found)));
                     }
                 }
                 heartbeat = self.heartbeats.next() => {

@@ -129,6 +129,8 @@ pub(crate) struct Instance {
     /// What it has to show before it is RUNNING; known from its launch on.
     health_check: HealthCheck,
     exit: Exit,
+    /// The end of its log, once it has ended.
+    last_lines: Vec<String>,
     usage: Usage,
 }
 
@@ -155,6 +157,7 @@ impl Instance {
             port: None,
             health_check: HealthCheck::Nothing,
             exit: Exit { status: -1, description: String::new() },
+            last_lines: Vec::new(),
             usage: Usage::default(),
         }
     }
@@ -210,6 +213,11 @@ impl Instance {
         if self.is_active() {
             self.usage.measure(now, sample);
         }
+    }
+
+    /// Takes note of the last lines of its log.
+    pub(crate) fn wrote(&mut self, lines: Vec<String>) {
+        self.last_lines = lines;
     }
 
     /// A newer crash of the same app has come; this one need not be kept for its full time.

@@ -97,6 +97,8 @@ pub enum SandboxEvent {
     },
     /// The health check passed. Not waited for where there is nothing to check, see [`HealthCheck`](crate::HealthCheck).
     Ready,
+    /// The last lines of its log. Comes at most once, right before `Exited`.
+    Wrote(Vec<String>),
     /// The instance is no more, or never came to be.
     Exited(Exit),
 }

@@ -328,6 +328,21 @@ pub struct FoundInstance {
     /// Statistics, if asked for and the instance is running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<InstanceStats>,
+    /// How it ended, if statistics are asked for and the instance has crashed. Dewar's own; others ignore it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crash: Option<Crash>,
+}
+
+/// How a crashed instance ended, for the app's developer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crash {
+    /// Exit status; −1 when there is none.
+    pub exit_status: i32,
+    /// As in `droplet.exited`: a line, maybe followed by a backtrace.
+    pub exit_description: String,
+    /// The last lines of its log: ten at most, of 2 KiB together.
+    #[serde(default)]
+    pub last_lines: Vec<String>,
 }
 
 /// What a running instance is, may use and uses.

@@ -17,7 +17,7 @@ pub mod subjects;
 mod units;
 
 pub use agent::{
-    Advertise, AppCounts, DropletExited, ExitReason, FindDroplet, FoundInstance, Heartbeat, HeartbeatEntry, Hello, InstanceFilter,
+    Advertise, AppCounts, Crash, DropletExited, ExitReason, FindDroplet, FoundInstance, Heartbeat, HeartbeatEntry, Hello, InstanceFilter,
     InstanceState, InstanceStats, InstanceUsage, PROTOCOL_VERSION, PlacementProperties, Shutdown, Status, Stop, UnknownState, Update,
 };
 pub use component::ComponentAnnounce;

@@ -34,7 +34,11 @@ pub(crate) async fn a_crash_is_told_with_its_backtrace() {
     })
     .await;
     assert_eq!(world.names("instances"), Vec::<String>::new());
-    assert_eq!(world.find("worker").await.unwrap()["state"], "CRASHED");
+    let found = world.find("worker").await.unwrap();
+    assert_eq!((&found["state"], &found["crash"]["last_lines"]), (&json!("CRASHED"), &json!(["about to go"])));
+    assert_eq!(found["crash"]["exit_description"], message["exit_description"]);
+    // A Rust function by its name, not by the symbol that the compiler made of it.
+    assert!(!description.contains("_ZN") && !description.contains("_R"), "{description}");
 
     world.start(&worker(&world, "driver exit:3"));
     let message = next(&mut exited).await;

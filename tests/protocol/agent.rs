@@ -1,8 +1,9 @@
 //! Agents about themselves and their instances, and what they are asked.
 
 use dewar_protocol::{
-    Advertise, AppCounts, AppId, Bytes, CellId, DropletExited, ExitReason, FindDroplet, FoundInstance, Heartbeat, HeartbeatEntry, Hello,
-    InstanceFilter, InstanceId, InstanceState, InstanceStats, InstanceUsage, Mib, PROTOCOL_VERSION, PlacementProperties, Secret, Shutdown,
+    Advertise, AppCounts, AppId, Bytes, CellId, Crash, DropletExited, ExitReason, FindDroplet, FoundInstance, Heartbeat, HeartbeatEntry,
+    Hello, InstanceFilter, InstanceId, InstanceState, InstanceStats, InstanceUsage, Mib, PROTOCOL_VERSION, PlacementProperties, Secret,
+    Shutdown,
     Status, Stop, UnixSeconds, Update,
 };
 
@@ -142,6 +143,7 @@ fn found() -> FoundInstance {
         credentials: None,
         file_uri_v2: None,
         stats: None,
+        crash: None,
     }
 }
 
@@ -175,6 +177,15 @@ fn found_instance() {
         ..found()
     };
     golden("§1.11", &text, &found);
+    let crash = Crash {
+        exit_status: -1,
+        exit_description: "wasm trap: unreachable\n    0: shop!main".to_owned(),
+        last_lines: vec!["about to go".to_owned()],
+    };
+    let text = r#"{"dea":"0c8f","droplet":"7b1d","version":"e0a4","instance":"3c9a","index":0,"state":"CRASHED",
+        "state_timestamp":1381932202.517,"staged":"/3c9a",
+        "crash":{"exit_status":-1,"exit_description":"wasm trap: unreachable\n    0: shop!main","last_lines":["about to go"]}}"#;
+    golden("ours", text, &FoundInstance { state: InstanceState::Crashed, crash: Some(crash), ..found() });
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Instances {
             app: spec.start.app_id.to_string(),
             egress,
             http: HttpLimits { instances, ..means.settings.http.clone() },
-            output: means.logs.instance(&spec.start.app_id, spec.start.index, files),
+            output: live.last_lines.of(means.logs.instance(&spec.start.app_id, spec.start.index, files)),
         });
         let _permit = live.unless_ended(self.0.starts.acquire()).await?;
         let sandbox = live.unless_ended(self.call("start sandbox", started)).await?.map_err(StartError::Guest)?;

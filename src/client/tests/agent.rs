@@ -194,6 +194,7 @@ impl Agent {
             credentials: None,
             file_uri_v2: None,
             stats: None,
+            crash: None,
         };
         if crashed {
             let exited = DropletExited {

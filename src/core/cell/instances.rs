@@ -115,6 +115,10 @@ impl Cell {
         let event = match event {
             SandboxEvent::Launched { port, state_file } => Event::Launched { port, state_file },
             SandboxEvent::Ready => Event::Ready,
+            SandboxEvent::Wrote(lines) => {
+                self.registry.update(key, |instance| instance.wrote(lines));
+                return;
+            }
             SandboxEvent::Exited(exit) => Event::Exited(exit),
         };
         self.step(now, key, event, out);

@@ -24,6 +24,7 @@ impl Cell {
             self.add_file_urls(now, &question, &mut found);
             if question.include_stats {
                 found.stats = instance.stats(now, &self.config);
+                found.crash = instance.crash_report();
             }
             out.push(Effect::Reply(reply_to.clone(), Answer::Found(Box::new(found))));
         }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use dewar_protocol::{
-    DropletExited, ExitReason, FoundInstance, HeartbeatEntry, InstanceId, InstanceState, InstanceStats, InstanceUsage, RouteRegistration,
+    Crash, DropletExited, ExitReason, FoundInstance, HeartbeatEntry, InstanceId, InstanceState, InstanceStats, InstanceUsage,
+    RouteRegistration,
 };
 
 use super::Instance;
@@ -87,6 +88,7 @@ impl Instance {
             credentials: None,
             file_uri_v2: None,
             stats: None,
+            crash: None,
         }
     }
 
@@ -104,6 +106,15 @@ impl Instance {
             disk_quota: limits.disk.to_bytes(),
             fds_quota: limits.fds,
             usage: InstanceUsage { time: now.wall.to_utc_text(), cpu: self.usage.cpu(), mem: sample.memory, disk: sample.disk },
+        })
+    }
+
+    /// What there is to say of a crash.
+    pub(crate) fn crash_report(&self) -> Option<Crash> {
+        (self.state() == InstanceState::Crashed).then(|| Crash {
+            exit_status: self.exit.status,
+            exit_description: self.exit.description.clone(),
+            last_lines: self.last_lines.clone(),
         })
     }
 

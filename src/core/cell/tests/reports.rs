@@ -53,6 +53,20 @@ fn one_answer_per_match() {
 }
 
 #[test]
+fn a_crash_is_told_to_those_who_want_statistics() {
+    let mut scene = Scene::new(config());
+    let key = scene.run(start_message("shop", 0));
+    let lines = vec!["about to go".to_owned()];
+    assert_eq!(scene.take(Input::Sandbox(key, SandboxEvent::Wrote(lines.clone()))), []);
+    scene.take(exited(1, 134, "unreachable\n  0: main"));
+    let all = found(&mut scene, r#"{"droplet":"shop","include_stats":true}"#);
+    let crash = all[0].crash.clone().unwrap();
+    assert_eq!((crash.exit_status, crash.exit_description.as_str(), crash.last_lines), (134, "unreachable\n  0: main", lines));
+    let plain = found(&mut scene, r#"{"droplet":"shop"}"#);
+    assert_eq!(plain[0].crash, None, "what the original did not say is said to nobody who does not ask");
+}
+
+#[test]
 fn statistics_of_running_instances() {
     let mut scene = Scene::new(config());
     let key = scene.at(10).run(start_message("shop", 0));
