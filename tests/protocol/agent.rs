@@ -3,8 +3,7 @@
 use dewar_protocol::{
     Advertise, AppCounts, AppId, Bytes, CellId, Crash, DropletExited, ExitReason, FindDroplet, FoundInstance, Heartbeat, HeartbeatEntry,
     Hello, InstanceFilter, InstanceId, InstanceState, InstanceStats, InstanceUsage, Mib, PROTOCOL_VERSION, PlacementProperties, Secret,
-    Shutdown,
-    Status, Stop, UnixSeconds, Update,
+    Shutdown, Status, Stop, UnixSeconds, Update,
 };
 
 use crate::{decode, golden, refused, understood};
@@ -169,14 +168,14 @@ fn found_instance() {
         "stats":{"name":"shop","uris":["shop.apps.example.net"],"host":"10.0.16.23","port":61004,"uptime":93,
         "mem_quota":268435456,"disk_quota":1073741824,"fds_quota":16384,
         "usage":{"time":"2013-10-16 14:03:22 +0000","cpu":0.0173,"mem":48234496,"disk":61341696}}}"#;
-    let found = FoundInstance {
+    let full = FoundInstance {
         file_uri: Some("http://10.0.16.23:12345/instances".to_owned()),
         credentials: Some(Secret(("ad0f".to_owned(), "77c1".to_owned()))),
         file_uri_v2: Some(Secret("http://8e1c.apps.example.net/instance_paths/3c9a?hmac=9f".to_owned())),
         stats: Some(stats),
         ..found()
     };
-    golden("§1.11", &text, &found);
+    golden("§1.11", &text, &full);
     let crash = Crash {
         exit_status: -1,
         exit_description: "wasm trap: unreachable\n    0: shop!main".to_owned(),

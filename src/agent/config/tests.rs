@@ -158,6 +158,17 @@ fn the_files_of_deployments_are_accepted() {
 }
 
 #[test]
+fn limits_of_the_original_are_the_defaults_and_can_be_configured() {
+    let limits = |yaml: &str| {
+        let (config, _) = AgentConfig::from_yaml(&format!("{LEAST}{yaml}")).unwrap();
+        (config.instance.inodes, config.staging.inodes)
+    };
+    assert_eq!(limits(""), (200_000, 200_000));
+    assert_eq!(limits("instance: { disk_inode_limit: 7 }\nstaging: { disk_inode_limit: 8 }\n"), (7, 8));
+    assert_eq!(errors(&format!("{LEAST}instance: {{ disk_inode_limit: 0 }}\nstaging: {{ disk_inode_limit: many }}\n")).len(), 2);
+}
+
+#[test]
 fn a_zero_or_negative_registration_interval_is_refused_as_the_dea_did_it() {
     for bad in ["0", "-1", "-0.5"] {
         let found = errors(&format!("{LEAST}intervals: {{ router_register_in_seconds: {bad} }}\n"));

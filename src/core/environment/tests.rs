@@ -200,6 +200,8 @@ fn the_first_database_wins() {
     }
     let uri = |uri: Value| service("x", "x", Some(json!({ "uri": uri })));
     assert_eq!(database::url(&[uri(json!("mysql://a")), uri(json!("postgres://b"))]).as_deref(), Some("mysql2://a"));
+    assert_eq!(database::url(&[]), None);
+    assert_eq!(database::url(&[service("x", "x", None), service("y", "y", Some(Value::Null))]), None);
     assert_eq!(database::url(&[uri(json!(7)), service("y", "y", Some(json!("mysql://a")))]), None);
 }
 
@@ -232,6 +234,19 @@ fn what_a_shell_does_inside_double_quotes() {
         start.env = secrets(&["EARLIER=x", &format!("TESTED={text}"), "LATER=y"]);
         assert_eq!(value(&run(&start, None), "TESTED"), Some(expected), "{text}");
     }
+}
+
+#[test]
+fn what_the_agent_says_is_taken_literally() {
+    let mut start = start();
+    start.vcap_application = json!({ "name": "$HOME `id` \"x\"" }).as_object().cloned();
+    start.services = vec![service("db", "mysql", Some(json!({ "uri": "mysql://u:p$HOME@h/d" })))];
+    let variables = run(&start, None);
+    let application: Value = serde_json::from_str(value(&variables, "VCAP_APPLICATION").unwrap()).unwrap();
+    assert_eq!(application["name"], "$HOME `id` \"x\"");
+    assert_eq!(value(&variables, "DATABASE_URL"), Some("mysql2://u:p$HOME@h/d"));
+    assert!(value(&variables, "VCAP_SERVICES").unwrap().contains("mysql://u:p$HOME@h/d"));
+    assert_eq!(value(&variables, "CF_INSTANCE_INDEX"), Some("2"), "a number is its decimal text");
 }
 
 #[test]
