@@ -181,8 +181,9 @@ impl Instances {
             tell: &tell,
         };
         let check = HealthCheck::of(&spec.start, true, state_file.is_some());
+        // The block is there so that the span ends with the check, and not with the instance.
         let health_check = info_span!(target: TARGET, parent: &start, "health check");
-        let mut healthy = std::pin::pin!(probe.until_healthy(check, state_file).instrument(health_check));
+        let mut healthy = std::pin::pin!(async { probe.until_healthy(check, state_file).instrument(health_check).await });
         let (mut start, mut ready, mut stop_at, mut kill_at) = (Some(start), false, None, None);
         loop {
             tokio::select! {

@@ -78,10 +78,11 @@ pub(crate) async fn status_needs_credentials_and_tells_no_secrets() {
 }
 
 pub(crate) async fn an_agent_without_instances_lists_none() {
-    let world = World::new("status: { user: me, password: 'pass:word' }\n").await;
+    let world = World::new("status: { user: me, password: 'pass:word' }\nresources: { memory_mb: 512 }\n").await;
     let (_, body) = get(world.agent.status_addr(), "/varz", Some("Basic bWU6cGFzczp3b3Jk")).await.unwrap();
     let varz: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((&varz["instance_registry"], &varz["warden_containers"]), (&json!({}), &json!([])));
+    assert_eq!((&varz["can_stage"], &varz["reservable_stagers"]), (&json!(0), &json!(0)), "a task wants 1024 MiB");
 }
 
 pub(crate) async fn a_pid_file_lives_as_long_as_the_agent() {

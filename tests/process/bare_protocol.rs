@@ -38,6 +38,11 @@ impl World {
 
     /// With more lines of configuration, and by a command that executes its last arguments.
     pub(crate) fn start_by(launcher: &[&str], yml: &str) -> Self {
+        Self::start_with(launcher, |usual| usual + yml)
+    }
+
+    /// With a configuration made of the usual one.
+    pub(crate) fn start_with(launcher: &[&str], configure: impl FnOnce(String) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let server = nats_server(port);
@@ -49,7 +54,7 @@ impl World {
         }
         nats.subscribe("vcap.component.announce");
         let config = dir.path().join("agent.yml");
-        std::fs::write(&config, agent_yml(&dir.path().join("base"), port) + yml).unwrap();
+        std::fs::write(&config, configure(agent_yml(&dir.path().join("base"), port))).unwrap();
         let agent = Process::dewar_by(launcher, &["agent", "--config", config.to_str().unwrap()]);
         let hello = nats.expect("dea.start", |_| true).json;
         assert_eq!(hello["version"], "0.0.1");

@@ -18,4 +18,5 @@ mod hardening;
 mod hostile_messages;
 mod leaving;
 mod slow_consumer;
+mod telemetry;
 mod three_processes;

@@ -117,3 +117,74 @@ impl Report<'_> {
             .map(|state| (state, self.varz.instances.iter().filter(|instance| instance.state == state).count()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dewar_bus::BusConfig;
+    use dewar_protocol::{Mib, Status};
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+
+    /// As an agent has them, with a driver that the test plays. There is no NATS server.
+    async fn sources() -> (Sources, mpsc::Receiver<Asked>) {
+        let config = BusConfig { servers: vec!["nats://127.0.0.1:1".to_owned()], ..BusConfig::default() };
+        let (bus, _) = Bus::connect(config).await.unwrap();
+        let (requests, asked) = mpsc::channel(1);
+        let facts = Facts {
+            id: CellId("0-cell".to_owned()),
+            index: 0,
+            host: "127.0.0.1:1".to_owned(),
+            credentials: Secret::default(),
+            start: "2013-10-16 13:58:01 +0000".to_owned(),
+            started: Instant::now(),
+            sandbox_allocation: "pooled".to_owned(),
+            hardening: Value::Null,
+        };
+        let sources = Sources {
+            facts,
+            metrics: MetricsConfig { interval: Duration::from_secs(30), max_instances: 1 },
+            requests,
+            outbox: Outbox::new(bus.clone(), String::new(), false).0,
+            logs: Logs::start(bus.clone(), None, &TaskTracker::new()).unwrap(),
+            bus,
+            log_counts: LogCounts::default(),
+            telemetry: Telemetry::default(),
+            spans: Spans::default(),
+        };
+        (sources, asked)
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_is_stuck_is_not_waited_for_for_long() {
+        let (sources, _asked) = sources().await;
+        let begun = Instant::now();
+        // The first waits for its answer, the second for its turn to ask, and neither gets it.
+        let (is_alive, report) = tokio::join!(sources.is_alive(), sources.report());
+        assert!(!is_alive && report.is_none());
+        assert!(begun.elapsed() >= ANSWER_TIMEOUT, "they gave up early");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_ends_has_nothing_to_tell() {
+        let (sources, asked) = sources().await;
+        drop(asked);
+        assert!(!sources.is_alive().await && sources.report().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_is_busy_for_a_while_is_waited_for() {
+        let (sources, mut asked) = sources().await;
+        let late = async {
+            let Asked { request, asker } = asked.recv().await.unwrap();
+            assert_eq!(request, Request::ReportStatus);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let Asker::Here(sender) = asker else { panic!("nobody to answer") };
+            let (id, ip, version) = (CellId("0-cell".to_owned()), String::new(), String::new());
+            let (max_memory, reserved_memory, used_memory) = (Mib(1), Mib(0), Mib(0));
+            let status = Status { id, ip, version, max_memory, reserved_memory, used_memory, num_clients: None };
+            sender.send(Answer::Status(status)).unwrap();
+        };
+        assert!(tokio::join!(sources.is_alive(), late).0);
+    }
+}
