@@ -51,6 +51,8 @@ pub(crate) enum Command {
     App(AppArgs),
     /// Print what an app and its buildpack wrote.
     Logs(LogsArgs),
+    /// List a directory of an instance, or print a file.
+    Files(FilesArgs),
     /// Change the number of instances of an app.
     Scale(ScaleArgs),
     /// Start a stopped or staged app.
@@ -269,6 +271,34 @@ pub(crate) struct LogsArgs {
     pub(crate) output: OutputArgs,
 }
 
+/// `files`.
+#[derive(Debug, Args)]
+pub(crate) struct FilesArgs {
+    /// Name of the app.
+    pub(crate) name: AppName,
+    /// File or directory below the instance's own, such as logs/stderr.log.
+    #[arg(default_value = "")]
+    pub(crate) path: String,
+    /// Which instance [default: the first that runs, else the first that has crashed].
+    #[arg(long, short, value_name = "INDEX")]
+    pub(crate) instance: Option<u32>,
+    /// Print only so many bytes at the end of the file.
+    #[arg(long, short = 'n', value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) tail: Option<u64>,
+    /// Go on printing what is added to the file.
+    #[arg(long, short, conflicts_with = "json")]
+    pub(crate) follow: bool,
+    /// Where the router is, if the host names of file servers do not lead there.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) router: Option<String>,
+    /// The bus.
+    #[command(flatten)]
+    pub(crate) bus: BusArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
 /// `scale`.
 #[derive(Debug, Args)]
 pub(crate) struct ScaleArgs {
@@ -417,6 +447,9 @@ mod tests {
             &["dewar", "push", "x", "-i", "-1"],
             &["dewar", "push", "x", "--route", "h", "--no-route"],
             &["dewar", "scale", "x"],
+            &["dewar", "files"],
+            &["dewar", "files", "x", "--tail", "0"],
+            &["dewar", "files", "x", "logs/stdout.log", "-f", "--json"],
             &["dewar", "broker", "--user", "me"],
             &["dewar", "broker", "--listen", "here"],
             &["dewar", "broker", "--max-payload", "0"],

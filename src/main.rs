@@ -4,6 +4,7 @@ mod allocator;
 mod args;
 mod dev;
 mod failure;
+mod files;
 mod home;
 mod logging;
 mod roles;
@@ -76,6 +77,7 @@ impl Command {
             Self::Apps(args) | Self::Agents(args) => args.output.format(),
             Self::App(args) | Self::Start(args) | Self::Stop(args) | Self::Restart(args) | Self::Delete(args) => args.output.format(),
             Self::Logs(args) => args.output.format(),
+            Self::Files(args) => args.output.format(),
             Self::Scale(args) => args.output.format(),
             Self::Agent(_) | Self::Router(_) | Self::Broker(_) | Self::Completions { .. } | Self::CompileComponent { .. } => {
                 OutputFormat::Human

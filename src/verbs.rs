@@ -9,6 +9,7 @@ use dewar_client::{
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{AppArgs, BusArgs, Cli, Command, ListArgs, LogsArgs, OutputArgs, PushArgs, ScaleArgs};
+use crate::files;
 use crate::home::home_dir;
 
 /// Runs a verb to its end, or until `stop`.
@@ -18,6 +19,7 @@ pub(crate) async fn run(command: Command, stop: CancellationToken) -> Result<(),
         Command::Apps(args) => apps(args).await,
         Command::App(args) => app(args).await,
         Command::Logs(args) => logs(args, stop).await,
+        Command::Files(args) => files::show(&connect(&args.bus, None).await?, &args, &stop).await,
         Command::Scale(args) => scale(args, stop).await,
         Command::Start(args) => {
             let (client, mut screen) = open(&args).await?;
@@ -121,17 +123,25 @@ async fn logs(args: LogsArgs, stop: CancellationToken) -> Result<(), ClientError
     let mut screen = Screen::new(args.output.format());
     let target = client.resolve(&args.name).await?;
     if !args.follow {
-        for line in client.recent_logs(&target.id, args.tail).await? {
+        for line in client.past_logs(&target, args.tail).await? {
             screen.log_line(&target.name, &line);
         }
         return Ok(());
     }
-    let mut follower = client.follow_logs(&target.id, args.tail).await?;
+    // What is written while the past is collected comes with both.
+    let mut follower = client.follow_logs(&target.id, 0).await?;
+    let mut past = client.past_logs(&target, args.tail).await?;
+    for line in &past {
+        screen.log_line(&target.name, line);
+    }
     while screen.is_open() {
         // The usual end of following: it is no failure.
         let Some(line) = stop.run_until_cancelled(follower.next()).await else { return Ok(()) };
         match line {
-            Some(line) => screen.log_line(&target.name, &line),
+            Some(line) => match past.iter().position(|known| *known == line) {
+                Some(at) => drop(past.remove(at)),
+                None => screen.log_line(&target.name, &line),
+            },
             None => return Ok(()),
         }
     }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use dewar_bus::{Bus, Subscription};
-use dewar_protocol::{AppId, LogLine, LogRequest, subjects};
+use dewar_protocol::{AppId, LogLine, LogRequest, LogSource, LogStream, UnixSeconds, subjects};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
 
-use crate::client::{ANSWER_WINDOW, Client, decode};
+use crate::client::{ANSWER_WINDOW, Client, Target, decode};
 use crate::error::ClientError;
 
 /// How long agents send lines without being asked again.
@@ -15,6 +15,9 @@ const LEASE_SECONDS: u32 = 60;
 const RENEWAL: Duration = Duration::from_secs(20);
 /// Collecting lines of the past ends after this long at the latest.
 const RECENT_MAX: Duration = Duration::from_secs(5);
+
+/// Bytes of each log file that are looked at for lines of the past: all of it, as agents bound them.
+const FILE_BYTES: u64 = 512 << 10;
 
 /// Follows an app: lines as they are written, until it is dropped.
 #[derive(Debug)]
@@ -83,5 +86,66 @@ impl Client {
         lines.sort_by(|a, b| a.timestamp.0.total_cmp(&b.timestamp.0));
         let surplus = lines.len().saturating_sub(usize::try_from(tail).unwrap_or(usize::MAX));
         Ok(lines.split_off(surplus))
+    }
+
+    /// The last lines of an app, at most `tail`: those that agents kept, and before them, where these are too few, what the log files
+    /// of its instances hold, crashed ones included. Of those lines only the last one's time is known; all are given it.
+    ///
+    /// # Errors
+    /// When the bus refuses.
+    pub async fn past_logs(&self, target: &Target, tail: u32) -> Result<Vec<LogLine>, ClientError> {
+        let kept = self.recent_logs(&target.id, tail).await?;
+        let wanted = usize::try_from(tail).unwrap_or(usize::MAX);
+        if kept.len() >= wanted {
+            return Ok(kept);
+        }
+        let streams = [(LogStream::Out, "/logs/stdout.log"), (LogStream::Err, "/logs/stderr.log")];
+        let (out, err) = futures::join!(self.log_files(target, streams[0].1, FILE_BYTES), self.log_files(target, streams[1].1, FILE_BYTES));
+        let mut older = Vec::new();
+        for (stream, files) in [(LogStream::Out, out?), (LogStream::Err, err?)] {
+            for (index, file) in files {
+                let known: Vec<&str> = kept
+                    .iter()
+                    .filter(|line| line.source == LogSource::App && line.index == Some(index) && line.stream == stream)
+                    .map(|line| line.text.as_str())
+                    .collect();
+                let timestamp = UnixSeconds(file.modified.unwrap_or(0.0));
+                let new = file.lines.len() - overlap(&file.lines, &known);
+                older.extend(file.lines.into_iter().take(new).map(|text| LogLine {
+                    app_id: target.id.clone(),
+                    source: LogSource::App,
+                    index: Some(index),
+                    stream,
+                    timestamp,
+                    text,
+                }));
+            }
+        }
+        older.sort_by(|a, b| a.timestamp.0.total_cmp(&b.timestamp.0));
+        let mut lines = older.split_off(older.len().saturating_sub(wanted - kept.len()));
+        lines.extend(kept);
+        Ok(lines)
+    }
+}
+
+/// How many lines at the end of a file are those that an agent kept: agents write each line to both.
+fn overlap(file: &[String], kept: &[&str]) -> usize {
+    let most = file.len().min(kept.len());
+    (0..=most).rev().find(|count| file[file.len() - count..].iter().eq(&kept[kept.len() - count..])).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_agents_kept_are_not_told_twice() {
+        let file = ["one", "two", "three"].map(str::to_owned);
+        assert_eq!(overlap(&file, &["two", "three"]), 2);
+        assert_eq!(overlap(&file, &["zero", "one", "two", "three"]), 3);
+        assert_eq!(overlap(&file, &[]), 0);
+        assert_eq!(overlap(&file, &["other"]), 0);
+        assert_eq!(overlap(&file, &["three", "other"]), 0);
+        assert_eq!(overlap(&[], &["one"]), 0);
     }
 }

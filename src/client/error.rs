@@ -134,9 +134,47 @@ pub enum ClientError {
         /// Where it was.
         path: PathBuf,
     },
+    /// No instance has files to show.
+    #[error("{}", no_files(.app, *.instance))]
+    NoFiles {
+        /// Of this app.
+        app: AppName,
+        /// The one that was wanted, if one was.
+        instance: Option<u32>,
+    },
+    /// Its agent has no file server.
+    #[error("agent {0} serves no files")]
+    NoFileServer(CellId),
+    /// The file server says no.
+    #[error("cannot read `{path}` of `{app}`: {reason}")]
+    FileRefused {
+        /// Of this app.
+        app: AppName,
+        /// Which file.
+        path: String,
+        /// The answer's.
+        status: u16,
+        /// As the server tells.
+        reason: String,
+    },
+    /// Nobody is where the URL leads to.
+    #[error("cannot reach the file server {server}: {reason}")]
+    FileServerUnreachable {
+        /// Its host name.
+        server: String,
+        /// Why not.
+        reason: String,
+    },
     /// The user, or a newer change, ended it.
     #[error("interrupted")]
     Interrupted,
+}
+
+fn no_files(app: &AppName, instance: Option<u32>) -> String {
+    match instance {
+        Some(index) => format!("instance {index} of `{app}` has no files to show"),
+        None => format!("no instance of `{app}` has files to show"),
+    }
 }
 
 /// Exit codes, the same for every command. 0 is success; 1 that the app did not do as wished (failed staging, crash, no such app).
@@ -165,10 +203,17 @@ impl ClientError {
             Self::Package(_) | Self::Manifest(ManifestError::Unreadable(_)) => exit_code::USAGE,
             Self::Records(RecordError::Busy(_)) | Self::StopTimedOut { .. } | Self::StagerSilent { .. } => exit_code::TEMPORARY,
             Self::Records(_) => exit_code::IO,
-            Self::Bus(_) | Self::NoStager { .. } | Self::NoAgent { .. } | Self::NoRoom { .. } => exit_code::UNAVAILABLE,
+            Self::Bus(_)
+            | Self::NoStager { .. }
+            | Self::NoAgent { .. }
+            | Self::NoRoom { .. }
+            | Self::NoFileServer(_)
+            | Self::FileServerUnreachable { .. } => exit_code::UNAVAILABLE,
             Self::Interrupted => exit_code::INTERRUPTED,
             Self::UnknownApp(_)
             | Self::NotOurs(_)
+            | Self::NoFiles { .. }
+            | Self::FileRefused { .. }
             | Self::OnlyStaged(_)
             | Self::StagingFailed { .. }
             | Self::WrongDroplet(_)
@@ -204,6 +249,10 @@ impl ClientError {
                 "the built-in buildpacks want a .wasm or .wat file, or an index.html; name another buildpack with -b".to_owned()
             }
             Self::Crashed { .. } | Self::StartTimedOut { .. } => "see its output with `dewar logs NAME`".to_owned(),
+            Self::NoFiles { app, .. } => format!("`dewar app {app}` lists its instances; those that run or have crashed have files"),
+            Self::NoFileServer(_) => "see `directory_server` and `domain` in its configuration".to_owned(),
+            Self::FileRefused { app, status: 404, .. } => format!("`dewar files {app}` lists what there is"),
+            Self::FileServerUnreachable { .. } => "where the router of its domain is can be said with --router HOST:PORT".to_owned(),
             Self::StagerSilent { .. } => "is the agent still there? `dewar agents` tells".to_owned(),
             _ => return None,
         })

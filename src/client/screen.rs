@@ -30,6 +30,8 @@ pub struct Screen {
     format: OutputFormat,
     out_is_terminal: bool,
     open: bool,
+    /// The beginning of a character whose end has not come yet.
+    undecoded: Vec<u8>,
     spinner: Option<ProgressBar>,
 }
 
@@ -41,7 +43,7 @@ impl Screen {
     /// A screen that writes in this format.
     #[must_use]
     pub fn new(format: OutputFormat) -> Self {
-        Self { format, out_is_terminal: io::stdout().is_terminal(), open: true, spinner: None }
+        Self { format, out_is_terminal: io::stdout().is_terminal(), open: true, undecoded: Vec::new(), spinner: None }
     }
 
     /// The format.
@@ -81,6 +83,20 @@ impl Screen {
     pub fn object<T: Serialize>(&mut self, value: &T) {
         let written = serde_json::to_string(value).map_err(io::Error::from).and_then(|text| writeln!(io::stdout().lock(), "{text}"));
         self.open &= written.is_ok();
+    }
+
+    /// Bytes of a guest's file: as they are, save at a terminal, which gets them as text that cannot play tricks on it.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        let mut out = io::stdout().lock();
+        let written = if self.out_is_terminal {
+            self.undecoded.extend_from_slice(bytes);
+            let text = decoded(&mut self.undecoded);
+            let lines: Vec<_> = text.split('\n').map(escape_controls).collect();
+            out.write_all(lines.join("\n").as_bytes())
+        } else {
+            out.write_all(bytes)
+        };
+        self.open &= written.and_then(|()| out.flush()).is_ok();
     }
 
     /// Says what is going on, with a spinner; only people at a terminal see it.
@@ -159,6 +175,16 @@ fn colour_of(who: &str) -> AnsiColor {
     PALETTE[sum % PALETTE.len()]
 }
 
+/// Takes all text out, but for the beginning of a character at the end.
+fn decoded(bytes: &mut Vec<u8>) -> String {
+    let whole = match std::str::from_utf8(bytes) {
+        Err(error) if error.error_len().is_none() => error.valid_up_to(),
+        _ => bytes.len(),
+    };
+    let rest = bytes.split_off(whole);
+    String::from_utf8_lossy(&std::mem::replace(bytes, rest)).into_owned()
+}
+
 /// Control characters (save tab) and those that turn the direction of text become visible as `\u{…}`.
 #[must_use]
 pub fn escape_controls(text: &str) -> Cow<'_, str> {
@@ -186,6 +212,15 @@ mod tests {
         assert_eq!(escape_controls("plain\täöü ✓"), "plain\täöü ✓");
         assert_eq!(escape_controls("\u{1b}]0;title\u{7}x\r\u{9b}2J"), "\\u{1b}]0;title\\u{7}x\\u{d}\\u{9b}2J");
         assert_eq!(escape_controls("abc\u{202e}txt"), "abc\\u{202e}txt");
+    }
+
+    #[test]
+    fn a_character_may_come_in_two_pieces() {
+        let mut bytes = "äö".as_bytes()[..3].to_vec();
+        assert_eq!((decoded(&mut bytes).as_str(), bytes.len()), ("ä", 1));
+        bytes.extend_from_slice(&"ö".as_bytes()[1..]);
+        bytes.extend_from_slice(b"\xff!");
+        assert_eq!((decoded(&mut bytes).as_str(), bytes.len()), ("ö\u{fffd}!", 0));
     }
 
     #[test]

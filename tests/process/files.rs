@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use serde_json::{Value, json};
 
 use crate::bare_protocol::World;
-use crate::harness::{PATIENCE, Process, Response, eventually, free_port, get, get_until, get_with, loopback};
+use crate::harness::{Client, PATIENCE, Process, Response, eventually, free_port, get, get_until, get_with, loopback};
+use crate::three_processes::{Broker, Platform};
 
 const YML: &str = "domain: apps.example.net\nhardening: required\ncompat: {directory_v1: true}\ndirectory_server: {streaming_timeout: 2}\n";
 
@@ -121,6 +122,15 @@ fn files_of_an_instance_are_read_by_signed_urls_through_the_router() {
     let forged = get(through, &host, &path.replace("stdout", "stderr")).unwrap();
     assert_eq!((forged.status, forged.body.as_str()), (401, r#"{"error":"Invalid HMAC"}"#));
 
+    let client = Client { nats: format!("nats://127.0.0.1:{}", world.nats_port), home: world.dir.path().join("home") };
+    let there = through.to_string();
+    assert_eq!(client.must(&["files", "shop", "app/note.txt", "--router", &there]), "kept");
+    assert_eq!(client.must(&["files", "shop", "app/note.txt", "--tail", "2", "--router", &there]), "pt");
+    let lost = client.run(&["files", "shop", "--router", &loopback(free_port()).to_string()]);
+    assert_eq!(lost.code, 69, "{}", lost.stderr);
+    assert!(lost.stderr.contains("cannot reach the file server") && lost.stderr.contains("--router"), "{}", lost.stderr);
+    assert!(!lost.stderr.contains("hmac"), "{}", lost.stderr);
+
     // The server of 2013 takes another way to the same.
     let (address, base) = parts(&log["file_uri"]);
     let v1 = format!("{base}{}/app/note.txt", log["staged"].as_str().unwrap());
@@ -140,6 +150,63 @@ fn files_of_an_instance_are_read_by_signed_urls_through_the_router() {
     world.agent.signal("-TERM");
     assert_eq!(world.nats.expect("router.unregister", is_files).json, route);
     assert_eq!(world.agent.exit().code(), Some(0));
+}
+
+#[test]
+fn dewar_files_lists_prints_and_follows() {
+    let platform = Platform::start(Broker::Embedded);
+    let (client, package) = (&platform.client, platform.driver_package());
+    std::fs::write(std::path::Path::new(&package).join("note.txt"), "kept").unwrap();
+    client.must(&["push", "shop", "-p", &package, "-m", "64M", "-k", "32M", "--route", "shop.example.net"]);
+    let router = loopback(platform.router_port);
+    get_until(router, "shop.example.net", "/log?text=first-line", 200);
+
+    let listed = client.must(&["files", "shop"]);
+    assert!(listed.starts_with("app/    ") && listed.contains("\nlogs/   "), "{listed}");
+    let listed: Value = serde_json::from_str(&client.must(&["files", "shop", "app", "--instance", "0", "--json"])).unwrap();
+    assert_eq!((&listed["path"], &listed["instance"]), (&json!("app"), &json!(0)));
+    assert!(listed["entries"].as_array().unwrap().contains(&json!({"name": "note.txt", "directory": false, "size": "4B"})), "{listed}");
+    assert_eq!(client.must(&["files", "shop", "/app/note.txt"]), "kept");
+    for (arguments, code, text) in [
+        (&["files", "shop", "app/missing"][..], 1, "`dewar files shop` lists what there is"),
+        (&["files", "shop", "../../agent.lock"], 1, "Not accessible"),
+        (&["files", "shop", "-i", "7"], 1, "instance 7 of `shop` has no files to show"),
+        (&["files", "nobody"], 1, "there is no app `nobody`"),
+        (&["files", "shop", "app/note.txt", "--json"], 64, "--json is for directories"),
+        (&["files", "shop", "logs", "-f"], 64, "cannot be followed"),
+    ] {
+        let done = client.run(arguments);
+        assert_eq!(done.code, code, "{arguments:?}: {}", done.stderr);
+        assert!(done.stderr.contains(text), "{arguments:?}: {}", done.stderr);
+    }
+
+    let follow = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dewar"));
+        command.args(["files", "shop", "logs/stdout.log", "-f"]).args(more);
+        Process::spawn("files", command.env("DEWAR_NATS", &client.nats).env("DEWAR_HOME", &client.home))
+    };
+    let (whole, end) = (follow(&[]), follow(&["--tail", "5"]));
+    whole.line("first-line");
+    end.line("line");
+    get_until(router, "shop.example.net", "/log?text=second-line", 200);
+    assert_eq!((whole.line("second-line"), end.line("second-line")), ("second-line".to_owned(), "second-line".to_owned()));
+
+    // More than the agent keeps in memory, and then a crash: the file still has it.
+    for _ in 0..20 {
+        get_until(router, "shop.example.net", "/flood?bytes=8000&lines=1", 200);
+    }
+    get(router, "shop.example.net", "/exit?status=3");
+    let logs = eventually("the crash", || {
+        let logs = client.must(&["logs", "shop", "-n", "1000"]);
+        logs.contains("crashed").then_some(logs)
+    });
+    for line in ["first-line", "second-line"] {
+        assert_eq!(logs.matches(line).count(), 1, "{line}");
+    }
+    let position = |text: &str| logs.find(text).unwrap();
+    assert!(position("first-line") < position("second-line") && position("second-line") < position("crashed"), "in order");
+    let file = client.must(&["files", "shop", "logs/stdout.log"]);
+    assert!(file.starts_with("first-line\nsecond-line\nxxx"), "{}", &file[..100]);
 }
 
 /// Takes uploads, and answers each only when it is told to.
