@@ -2,6 +2,7 @@
 
 mod hostile;
 mod old_server;
+mod startup;
 mod tails;
 
 use std::collections::HashMap;
