@@ -23,11 +23,13 @@ use self::host::Host;
 use crate::base_dir::{BaseDir, BaseDirError, PidFile, PidFileError};
 use crate::config::AgentConfig;
 use crate::driver::{Driver, REPORTS, REQUESTS};
+use crate::hm9000::Hm9000;
 use crate::http::StatusServer;
+use crate::https_api::HttpsApi;
 use crate::inbound::interests;
 use crate::listener::Listener;
 use crate::logs::Logs;
-use crate::outbox::Outbox;
+use crate::outbox::{Manners, Outbox};
 use crate::stagings::Stagings;
 use crate::telemetry::{Exporter, LoggregatorError, OtlpError, Sources, report_to};
 use crate::transfer::NoTransfers;
@@ -84,6 +86,15 @@ pub enum AgentError {
     /// The address of a file server cannot be bound.
     #[error("bind a file server to {address}")]
     Files {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The address of the HTTPS API cannot be bound.
+    #[error("bind the HTTPS API to {address}")]
+    HttpsApi {
         /// Which.
         address: SocketAddr,
         /// Why.
@@ -174,11 +185,16 @@ impl Agent {
         let (requests, asked) = mpsc::channel(REQUESTS);
         let (reports, reported) = mpsc::channel(REPORTS);
         let logs = Logs::start(bus.clone(), loggregator.clone(), &tasks).map_err(AgentError::Thread)?;
-        let (outbox, sender) = Outbox::new(bus.clone(), greeting_inbox, config.compat.split_heartbeats);
+        let (outbox, sender) = Outbox::new(bus.clone(), manners(&config, greeting_inbox, &tasks)?);
         let effects = host.effects(&config, &outbox, &logs, reports, &tasks, &listening);
         let cell = Cell::new(host.cell_config(&config), host.rng);
         let (signals, signalled) = mpsc::channel(SIGNALS);
         let driver = Driver { cell, effects, requests: asked, reports: reported, bus: bus.clone(), bus_events, stop, signals: signalled };
+        if let (Some(stagings), Some(controller)) = (&driver.effects.stagings, &driver.effects.controller) {
+            stagings.fetch_ahead_from(controller.clone());
+        }
+        let api = config.https_api.as_ref().zip(host.api_listener);
+        let api = api.map(|(api, listener)| HttpsApi::new(listener, &api.tls, requests.clone()));
         let sources = Arc::new(Sources {
             facts: host.facts,
             metrics: config.metrics,
@@ -195,7 +211,8 @@ impl Agent {
         if let Some(files) = host.files {
             files.run(host.base_dir.paths().clone(), requests.clone(), &tasks, &ended);
         }
-        let subscribed = Listener::new(requests, logs).listen(&bus, interests, &tasks, &listening).await;
+        let stagings = driver.effects.stagings.clone();
+        let subscribed = Listener::new(requests, logs, stagings).listen(&bus, interests, &tasks, &listening).await;
         subscribed.inspect_err(|_| listening.cancel())?;
         let sender = tokio::spawn(sender);
         if let Some(loggregator) = loggregator {
@@ -206,10 +223,17 @@ impl Agent {
         }
         tasks.spawn(StatusServer { listener: host.status_listener, sources }.run(tasks.clone(), ended.clone()));
         driver.effects.housekeeper.start(ended.clone());
+        api.into_iter().for_each(|api| drop(tasks.spawn(api.run(tasks.clone(), ended.clone()))));
         info!(%id, base_dir = %host.base_dir.paths().base().display(), status = %status_addr, "agent started");
         let running = Running { bus, tasks, ended, listening, sender, _base_dir: host.base_dir, _pid_file: host.pid_file };
         Ok(AgentHandle { id, status_addr, signals, done: tokio::spawn(running.until_end(driver)) })
     }
+}
+
+fn manners(config: &AgentConfig, greeting_inbox: String, tasks: &TaskTracker) -> Result<Manners, AgentError> {
+    let hm9000 = config.hm9000.as_ref().map(|hm9000| Hm9000::new(hm9000, config.intervals.heartbeat, tasks.clone())).transpose()?;
+    let (split_heartbeats, reply_keys) = (config.compat.split_heartbeats, config.compat.staging_reply_keys);
+    Ok(Manners { split_heartbeats, greeting_inbox, reply_keys, hm9000 })
 }
 
 /// What lives as long as the agent, and what is needed to end it.

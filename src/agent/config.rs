@@ -10,6 +10,7 @@ mod check;
 mod compat;
 mod egress;
 mod files;
+mod https;
 mod ignored;
 mod instance;
 mod keys;
@@ -39,6 +40,7 @@ use dewar_sandbox::{CompileLimits, CpuQuota, HttpLimits, OperatorEgress};
 use serde_json::{Value, json};
 use tracing::level_filters::LevelFilter;
 
+pub use self::https::{ControllerConfig, Hm9000Config, HttpsApiConfig};
 pub use self::telemetry::{LoggregatorConfig, MetricsConfig, OtlpConfig};
 use crate::hardening::{Hardening, InForce};
 use crate::log_counts::LogCounts;
@@ -93,6 +95,12 @@ pub struct AgentConfig {
     pub otlp: Option<OtlpConfig>,
     /// Holds spans for OTLP; a layer of it is to be added to the subscriber where that is configured.
     pub spans: Spans,
+    /// The server that takes work over HTTPS; `None`: there is none.
+    pub https_api: Option<HttpsApiConfig>,
+    /// The Cloud Controller's internal API; `None`: it is not used.
+    pub controller: Option<ControllerConfig>,
+    /// Where heartbeats go besides the bus.
+    pub hm9000: Option<Hm9000Config>,
     /// Limits on compiling components.
     pub compile: CompileLimits,
     /// Bytes of native code kept on disk.
@@ -234,6 +242,21 @@ pub struct CompatConfig {
     pub empty_heartbeat: bool,
     /// How instances are moved elsewhere when the agent is told to leave.
     pub evacuation: Evacuation,
+    /// Which keys the replies to a staging request have.
+    pub staging_reply_keys: StagingReplyKeys,
+    /// An app that is to start when it is staged does so before its droplet is uploaded, and stays when that fails.
+    pub start_before_upload: bool,
+}
+
+/// Which keys the replies to a staging request have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StagingReplyKeys {
+    /// All that any Cloud Controller has known.
+    Superset,
+    /// What those of 2016 and later know.
+    Modern,
+    /// The five keys that those of 2013 know, in both replies.
+    Classic,
 }
 
 /// One mistake in a configuration.

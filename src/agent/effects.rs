@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, debug, field, info, info_span, warn};
 
 use crate::complaints::{Complaint, Complaints};
+use crate::controller::Controller;
 use crate::droplet_store::DropletStore;
 use crate::housekeeping::Housekeeper;
 use crate::instances::Instances;
@@ -27,6 +28,7 @@ pub(crate) struct Effects {
     pub(crate) outbox: Outbox,
     pub(crate) instances: Instances,
     pub(crate) stagings: Option<Stagings>,
+    pub(crate) controller: Option<Controller>,
     pub(crate) droplets: Droplets,
     pub(crate) housekeeper: Housekeeper,
     pub(crate) logs: Logs,
@@ -91,6 +93,10 @@ impl Effects {
                 None => warn!(task_id = %spec.message.task_id, "staging is not enabled"),
             },
             Effect::CancelStaging(key) => self.stagings.iter().for_each(|stagings| stagings.cancel(key)),
+            Effect::ReportStaging { task, reply } => match &self.controller {
+                Some(controller) => controller.report(task, reply),
+                None => warn!(task_id = %reply.task_id, "there is no Cloud Controller to report to"),
+            },
             Effect::Transitioned { instance, app_id, instance_id, index, from, to, why } => {
                 self.telemetry.transition(instance, to);
                 info!(%app_id, %instance_id, index, %from, %to, why, "instance transitioned");

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use dewar_core::Request;
-use dewar_protocol::{CellId, LogRequest, RouterStart, subjects};
+use dewar_protocol::{AdminBuildpack, CellId, LogRequest, RouterStart, subjects};
 use serde::de::DeserializeOwned;
 
 use crate::AgentConfig;
@@ -41,6 +41,8 @@ pub(crate) enum Topic {
     StagingStop,
     /// `staging.locate`.
     StagingLocate,
+    /// `buildpacks`.
+    Buildpacks,
     /// `dewar.logs`.
     Logs,
 }
@@ -61,6 +63,8 @@ pub(crate) struct Interest {
 pub(crate) enum Inbound {
     /// For the cell.
     Cell(Request),
+    /// For the stager, to be fetched ahead.
+    Buildpacks(Vec<AdminBuildpack>),
     /// For the log hub.
     Logs(LogRequest),
 }
@@ -105,6 +109,7 @@ pub(crate) fn interests(config: &AgentConfig, cell: &CellId, greeting_inbox: &st
     }
     if config.staging.enabled && config.compat.legacy_subjects {
         interests.push(plain(subjects::STAGING_LOCATE, Topic::StagingLocate));
+        interests.push(plain(subjects::BUILDPACKS, Topic::Buildpacks));
         let group = Some(subjects::STAGING_QUEUE_GROUP);
         interests.push(Interest { subject: subjects::STAGING.to_owned(), group, topic: Topic::Stage });
     }
@@ -122,6 +127,7 @@ pub(crate) fn decode(topic: Topic, payload: &[u8]) -> Result<Inbound, Malformed>
     }
     let request = match topic {
         Topic::Logs => return json(payload).map(Inbound::Logs),
+        Topic::Buildpacks => return json(payload).map(Inbound::Buildpacks),
         Topic::Start => Request::StartInstance(Box::new(json(payload)?)),
         Topic::Stop => Request::StopInstances(json(payload)?),
         Topic::Update => Request::UpdateApp(json(payload)?),
@@ -143,11 +149,16 @@ fn router_start(payload: &[u8]) -> Result<RouterStart, Malformed> {
     if payload.is_empty() { Ok(RouterStart::default()) } else { Ok(json::<Option<RouterStart>>(payload)?.unwrap_or_default()) }
 }
 
-fn json<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Malformed> {
+/// A message of this type.
+///
+/// # Errors
+/// As [`decode`]; the text shows no value.
+pub(crate) fn json<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Malformed> {
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        let field = if path == "." { String::new() } else { path };
+        // `?` is what stands for the place where the text is no JSON.
+        let field = if matches!(path.as_str(), "." | "?") { String::new() } else { path };
         Malformed { field, cause: without_values(error.inner()) }
     })?;
     deserializer.end().map_err(|error| Malformed { field: String::new(), cause: without_values(&error) })?;

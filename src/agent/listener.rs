@@ -17,18 +17,20 @@ use crate::driver::Asked;
 use crate::effects::Asker;
 use crate::inbound::{Inbound, Interest, Malformed, decode};
 use crate::logs::Logs;
+use crate::stagings::Stagings;
 
 /// Takes messages from subscriptions and hands them on. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Listener {
     requests: mpsc::Sender<Asked>,
     logs: Logs,
+    stagings: Option<Stagings>,
     complaints: Arc<Mutex<Complaints>>,
 }
 
 impl Listener {
-    pub(crate) fn new(requests: mpsc::Sender<Asked>, logs: Logs) -> Self {
-        Self { requests, logs, complaints: Arc::new(Mutex::new(Complaints::new())) }
+    pub(crate) fn new(requests: mpsc::Sender<Asked>, logs: Logs, stagings: Option<Stagings>) -> Self {
+        Self { requests, logs, stagings, complaints: Arc::new(Mutex::new(Complaints::new())) }
     }
 
     /// Subscribes, and forwards until `listening` is cancelled. With no server there yet the subscriptions wait for one.
@@ -72,6 +74,7 @@ impl Listener {
                 let asker = message.reply_to.map_or(Asker::Nobody, Asker::Bus);
                 self.requests.send(Asked { request, asker }).await?;
             }
+            Ok(Inbound::Buildpacks(buildpacks)) => self.stagings.iter().for_each(|stagings| stagings.fetch_ahead(buildpacks.clone())),
             Ok(Inbound::Logs(request)) => match message.reply_to {
                 Some(reply_to) => self.logs.follow(request, reply_to),
                 None => debug!(subject = interest.subject, "log request without a reply subject ignored"),

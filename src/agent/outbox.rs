@@ -13,6 +13,10 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tracing::{debug, error, warn};
 
+use crate::config::StagingReplyKeys;
+use crate::hm9000::Hm9000;
+use crate::staging_reply;
+
 #[cfg(test)]
 mod tests;
 
@@ -30,7 +34,23 @@ pub(crate) struct Outbox {
     /// Whether heartbeats may be sent in parts.
     split_heartbeats: bool,
     greeting_inbox: String,
+    reply_keys: StagingReplyKeys,
+    /// Who gets heartbeats besides.
+    hm9000: Option<Hm9000>,
     dropped: Arc<AtomicU64>,
+}
+
+/// What is said how.
+#[derive(Debug)]
+pub(crate) struct Manners {
+    /// Whether heartbeats may be sent in parts.
+    pub(crate) split_heartbeats: bool,
+    /// Where routers answer greetings.
+    pub(crate) greeting_inbox: String,
+    /// The keys of replies to staging requests.
+    pub(crate) reply_keys: StagingReplyKeys,
+    /// Who gets heartbeats besides those on the bus.
+    pub(crate) hm9000: Option<Hm9000>,
 }
 
 #[derive(Debug)]
@@ -41,10 +61,12 @@ struct Outgoing {
 }
 
 impl Outbox {
-    /// An outbox, and the task that empties it. Routers answer greetings to `greeting_inbox`.
-    pub(crate) fn new(bus: Bus, greeting_inbox: String, split_heartbeats: bool) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    /// An outbox, and the task that empties it.
+    pub(crate) fn new(bus: Bus, manners: Manners) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let Manners { split_heartbeats, greeting_inbox, reply_keys, hm9000 } = manners;
         let (queue, outgoing) = mpsc::channel(QUEUE);
-        (Self { queue, bus: bus.clone(), split_heartbeats, greeting_inbox, dropped: Arc::default() }, send_all(bus, outgoing))
+        let outbox = Self { queue, bus: bus.clone(), split_heartbeats, greeting_inbox, reply_keys, hm9000, dropped: Arc::default() };
+        (outbox, send_all(bus, outgoing))
     }
 
     /// Messages that were dropped because the outbox was full.
@@ -57,7 +79,7 @@ impl Outbox {
             Publication::Hello(hello) => self.put(subjects::DEA_START, hello),
             Publication::Advertise(advertise) => self.put(subjects::DEA_ADVERTISE, advertise),
             Publication::StagingAdvertise(advertise) => self.put(subjects::STAGING_ADVERTISE, advertise),
-            Publication::Heartbeat(heartbeat) => self.heartbeat(heartbeat),
+            Publication::Heartbeat(heartbeat) => self.heartbeat_to_all(heartbeat),
             Publication::DropletExited(exited) => self.put(subjects::DROPLET_EXITED, exited),
             Publication::RouterRegister(route) => self.put(subjects::ROUTER_REGISTER, route),
             Publication::RouterUnregister(route) => self.put(subjects::ROUTER_UNREGISTER, route),
@@ -71,16 +93,26 @@ impl Outbox {
         }
     }
 
+    fn heartbeat_to_all(&self, heartbeat: &Heartbeat) {
+        let Some(payload) = json(subjects::DEA_HEARTBEAT, heartbeat) else { return };
+        if let Some(hm9000) = &self.hm9000 {
+            hm9000.beat(payload.clone().into());
+        }
+        self.heartbeat(heartbeat, payload);
+    }
+
     /// Whole, or in parts that the server takes. Where it must be whole the cell sees to it that it fits; if it does not, because
     /// this server takes less than the one before, somebody has to know.
-    fn heartbeat(&self, heartbeat: &Heartbeat) {
-        let Some(payload) = json(subjects::DEA_HEARTBEAT, heartbeat) else { return };
+    fn heartbeat(&self, heartbeat: &Heartbeat, payload: Vec<u8>) {
         let (bytes, instances) = (payload.len(), heartbeat.droplets.len());
         let limit = self.bus.max_payload().unwrap_or(usize::MAX);
         if bytes > limit && self.split_heartbeats && instances > 1 {
             let (first, second) = heartbeat.droplets.split_at(instances / 2);
             for part in [first, second] {
-                self.heartbeat(&Heartbeat { droplets: part.to_vec(), dea: heartbeat.dea.clone() });
+                let part = Heartbeat { droplets: part.to_vec(), dea: heartbeat.dea.clone() };
+                if let Some(payload) = json(subjects::DEA_HEARTBEAT, &part) {
+                    self.heartbeat(&part, payload);
+                }
             }
             return;
         }
@@ -90,15 +122,17 @@ impl Outbox {
         self.send_on(subjects::DEA_HEARTBEAT, payload);
     }
 
-    /// Answers on a reply subject. [`Answer::Varz`] and [`Answer::Files`] are never asked for over the bus.
+    /// Answers on a reply subject. Some answers are never asked for over the bus.
     pub(crate) fn reply(&self, subject: &str, answer: &Answer) {
         match answer {
             Answer::Found(found) => self.put(subject, found),
             Answer::Status(status) => self.put(subject, status),
-            Answer::Setup(setup) => self.put(subject, setup),
-            Answer::Staged(staged) => self.put(subject, staged),
+            Answer::Setup(setup) => self.put(subject, &staging_reply::setup(self.reply_keys, setup)),
+            Answer::Staged(staged) => self.put(subject, &staging_reply::staged(self.reply_keys, staged)),
             Answer::Component(component) => self.put(subject, component),
-            Answer::Varz(_) | Answer::Files(_) => debug!(subject, "answer is not for the bus"),
+            Answer::Varz(_) | Answer::Files(_) | Answer::Accepted | Answer::Unavailable(_) => {
+                debug!(subject, "answer that is not for the bus")
+            }
         }
     }
 

@@ -5,17 +5,19 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dewar_core::{Input, StagingError, StagingEvent, StagingSpec, TaskKey};
+use dewar_protocol::AdminBuildpack;
 use futures::FutureExt as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, Span, error, field, info_span, warn};
+use tracing::{Instrument as _, Span, debug, error, field, info, info_span, warn};
 
 use crate::base_dir::Paths;
 use crate::blocking;
+use crate::controller::Controller;
 use crate::logs::{Logs, StagingLog};
-use crate::staging::{Stager, StagingFailed};
+use crate::staging::{Progress, Stager, StagingFailed};
 use crate::telemetry::{Outcome, TARGET, Telemetry};
 
 /// All staging tasks of an agent. Cheap to clone.
@@ -29,6 +31,16 @@ pub(crate) struct Stagings {
     tasks: TaskTracker,
     telemetry: Telemetry,
     live: Arc<Mutex<HashMap<TaskKey, CancellationToken>>>,
+    fetching_ahead: Arc<Semaphore>,
+    /// Cancelled when all is over.
+    ended: CancellationToken,
+}
+
+fn event(progress: Progress) -> StagingEvent {
+    match progress {
+        Progress::SetUp => StagingEvent::SetUp,
+        Progress::Stored(sha1) => StagingEvent::Stored(sha1),
+    }
 }
 
 impl Stagings {
@@ -40,7 +52,8 @@ impl Stagings {
         tasks: TaskTracker,
         telemetry: Telemetry,
     ) -> Self {
-        Self { stager, logs, paths, reports, tasks, telemetry, live: Arc::default() }
+        let (fetching_ahead, ended) = (Arc::new(Semaphore::new(1)), CancellationToken::new());
+        Self { stager, logs, paths, reports, tasks, telemetry, live: Arc::default(), fetching_ahead, ended }
     }
 
     /// Starts a staging in a task of its own.
@@ -60,36 +73,61 @@ impl Stagings {
         }
     }
 
-    /// Ends all stagings now.
+    /// Ends all stagings now, and what is fetched ahead.
     pub(crate) fn cancel_all(&self) {
+        self.ended.cancel();
         for stop in self.live().values() {
             stop.cancel();
         }
     }
 
+    /// Fetches the operator's buildpacks before a staging needs them. While that goes on, another list is left out.
+    pub(crate) fn fetch_ahead(&self, buildpacks: Vec<AdminBuildpack>) {
+        let Ok(turn) = Arc::clone(&self.fetching_ahead).try_acquire_owned() else {
+            debug!("list of buildpacks left out, another is being fetched");
+            return;
+        };
+        let (stager, ended) = (self.stager.clone(), self.ended.clone());
+        self.tasks.spawn(async move {
+            stager.fetch_ahead(&buildpacks, &ended).await;
+            drop(turn);
+        });
+    }
+
+    /// Asks the Cloud Controller for the operator's buildpacks, and fetches them. Nothing depends on it.
+    pub(crate) fn fetch_ahead_from(&self, controller: Controller) {
+        let stagings = self.clone();
+        let asking = async move {
+            match controller.buildpacks().await {
+                Ok(buildpacks) => stagings.fetch_ahead(buildpacks),
+                Err(error) => info!(%error, "the Cloud Controller names no buildpacks to fetch ahead"),
+            }
+        };
+        let ended = self.ended.clone();
+        self.tasks.spawn(async move { ended.run_until_cancelled(asking).await });
+    }
+
     async fn supervise(&self, spec: &StagingSpec, stop: CancellationToken) {
         let begun = Instant::now();
-        let (is_set_up, mut set_up) = oneshot::channel();
-        let tell = move || {
+        // Room for all there is, so that none is lost.
+        let (tell, mut told) = mpsc::channel(2);
+        let tell = move |progress| {
             // The receiver lives until the end of this function.
-            let _ = is_set_up.send(());
+            let _ = tell.try_send(progress);
         };
         let file = self.log_file(spec.key).await;
         let log = self.logs.staging(&spec.message.app_id, file.clone());
         let mut staging = std::pin::pin!(AssertUnwindSafe(self.stager.run(spec, log, tell, stop)).catch_unwind());
-        let outcome = tokio::select! {
-            biased;
-            Ok(()) = &mut set_up => {
-                self.report(spec.key, StagingEvent::SetUp).await;
-                staging.await
-            }
-            outcome = &mut staging => {
-                if set_up.try_recv().is_ok() {
-                    self.report(spec.key, StagingEvent::SetUp).await;
-                }
-                outcome
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                Some(progress) = told.recv() => self.report(spec.key, event(progress)).await,
+                outcome = &mut staging => break outcome,
             }
         };
+        while let Ok(progress) = told.try_recv() {
+            self.report(spec.key, event(progress)).await;
+        }
         self.live().remove(&spec.key);
         let outcome = outcome.unwrap_or_else(|_| {
             error!("staging task panicked");

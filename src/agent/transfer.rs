@@ -18,6 +18,7 @@ use tokio::io::{AsyncWriteExt as _, BufWriter};
 use tracing::warn;
 
 use crate::digest;
+use crate::tls::install_provider;
 
 /// Bytes that are collected before they go to the disk.
 const WRITE_BUFFER: usize = 256 << 10;
@@ -152,8 +153,7 @@ impl Transfers {
     /// # Errors
     /// When the clients cannot be made.
     pub fn new(config: TransferConfig) -> Result<Self, NoTransfers> {
-        // Fails when there is one already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        install_provider();
         let plain =
             || Client::builder().no_proxy().referer(false).connect_timeout(config.connect_timeout).redirect(redirect::Policy::none());
         let following = || plain().redirect(redirect::Policy::limited(config.redirects)).read_timeout(config.inactivity_timeout);
@@ -228,7 +228,7 @@ impl Transfers {
 }
 
 /// Builds a client that trusts the system's certificate authorities, or, where there are none, nobody.
-fn build(builder: impl Fn() -> ClientBuilder) -> Result<Client, NoTransfers> {
+pub(crate) fn build(builder: impl Fn() -> ClientBuilder) -> Result<Client, NoTransfers> {
     builder().build().or_else(|error| {
         warn!(cause = reason(&error), "no certificate authorities, https transfers will be refused");
         Ok(builder().tls_certs_only([]).build()?)

@@ -23,7 +23,7 @@ use crate::lifecycle::{Phase, Verdict, subject};
 use crate::reaper::Crashes;
 use crate::registry::Registry;
 use crate::resources::Remaining;
-use crate::staging_task::{StagingTasks, refusal};
+use crate::staging_task::{Requester, StagingTasks, refusal};
 use crate::{Answer, CellConfig, Effect, Input, Mono, Now, ReplyTo, Request, Signal};
 
 /// An agent's whole state. One input costs O(log n) in the number of instances, except where the answer itself is as long as that.
@@ -45,7 +45,7 @@ impl Cell {
     #[must_use]
     pub fn new(config: CellConfig, rng: StdRng) -> Self {
         Self {
-            presence: Presence::new(config.intervals),
+            presence: Presence::new(&config),
             config,
             rng,
             phase: Phase::Serving,
@@ -105,21 +105,28 @@ impl Cell {
             Verdict::Ignore => return,
             Verdict::Refuse(why) => {
                 out.push(Effect::Refused { request: subject(&request), why: why.to_owned() });
-                // Of the two things that are refused this is the one that has an answer.
+                // A start over the bus has no answer.
                 if let Request::Stage(message) = &request {
                     answer(out, reply_to, || Answer::Staged(Box::new(refusal(message, format!("Error staging: {why}")))));
+                } else if let Request::StartInstanceByHttp(_) | Request::StageByHttp(_) = request {
+                    answer(out, reply_to, || Answer::Unavailable(why));
                 }
                 return;
             }
         }
         match request {
             Request::StartInstance(start) => self.start_instance(now, *start, out),
+            Request::StartInstanceByHttp(start) => {
+                answer(out, reply_to, || Answer::Accepted);
+                self.start_instance(now, *start, out);
+            }
             Request::StopInstances(stop) => self.stop_instances(now, stop, out),
             Request::UpdateApp(update) => self.update_app(now, &update, out),
             Request::FindInstances(question) => self.find_instances(now, question, reply_to.as_ref(), out),
             Request::Locate => self.advertise(out),
             Request::LocateStager => self.advertise_stager(out),
-            Request::Stage(message) => self.stage(now, *message, reply_to, out),
+            Request::Stage(message) => self.stage(now, *message, Requester::Bus(reply_to), out),
+            Request::StageByHttp(message) => self.stage_by_http(now, *message, reply_to, out),
             Request::StopStaging(stop) => self.stop_staging(&stop.app_id, out),
             Request::ReportHeartbeat => self.heartbeat_soon(now, out),
             Request::RegisterRoutes(router) => self.on_router(now, &router, out),

@@ -27,6 +27,10 @@ pub struct CellConfig {
     pub max_instances: usize,
     /// How often things are published.
     pub intervals: Intervals,
+    /// Base of the HTTPS API, for `dea.advertise`; `None`: Cloud Controllers are to use the bus.
+    pub url: Option<String>,
+    /// Whether heartbeats go another way too, so that they are due also while there is no bus.
+    pub heartbeats_without_bus: bool,
     /// From launch to an open port, where the start message does not say.
     pub health_check_timeout: Duration,
     /// From the start message to launch: fetching and unpacking the droplet, making the sandbox. The edge keeps tighter limits;
@@ -75,6 +79,8 @@ impl CellConfig {
             capacity: Capacity { memory: Mib(8192), disk: Mib(16 * 1024 * 1024) },
             max_instances: 16_384,
             intervals: Intervals::default(),
+            url: None,
+            heartbeats_without_bus: false,
             health_check_timeout: Duration::from_secs(60),
             preparation_limit: Duration::from_secs(15 * 60),
             staging: StagingConfig::default(),
@@ -123,11 +129,14 @@ pub struct StagingConfig {
     /// From the request to the second reply. The stager keeps tighter limits on each step (15 minutes for buildpacks, 5 for each
     /// upload); this one is for what slips through them.
     pub time_limit: Duration,
+    /// Whether the app is started as soon as its droplet is stored here, as the original did until 2013, instead of when the
+    /// Cloud Controller has it and knows.
+    pub start_before_upload: bool,
 }
 
 impl Default for StagingConfig {
     fn default() -> Self {
-        Self { enabled: true, memory: Mib(1024), disk: Mib(2048), time_limit: Duration::from_secs(45 * 60) }
+        Self { enabled: true, memory: Mib(1024), disk: Mib(2048), time_limit: Duration::from_secs(45 * 60), start_before_upload: false }
     }
 }
 

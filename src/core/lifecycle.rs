@@ -56,7 +56,7 @@ impl Phase {
 /// Whether it would begin something.
 fn is_new(request: &Request) -> bool {
     match request {
-        Request::StartInstance(_) | Request::Stage(_) => true,
+        Request::StartInstance(_) | Request::StartInstanceByHttp(_) | Request::Stage(_) | Request::StageByHttp(_) => true,
         Request::StopInstances(_)
         | Request::UpdateApp(_)
         | Request::FindInstances(_)
@@ -76,12 +76,14 @@ fn is_new(request: &Request) -> bool {
 pub(crate) fn subject(request: &Request) -> &'static str {
     match request {
         Request::StartInstance(_) => "dea.<id>.start",
+        Request::StartInstanceByHttp(_) => "/v1/apps",
         Request::StopInstances(_) => "dea.stop",
         Request::UpdateApp(_) => "dea.update",
         Request::FindInstances(_) => "dea.find.droplet",
         Request::Locate => "dea.locate",
         Request::LocateStager => "staging.locate",
         Request::Stage(_) => "staging.<id>.start",
+        Request::StageByHttp(_) => "/v1/stage",
         Request::StopStaging(_) => "staging.stop",
         Request::ReportHeartbeat => "healthmanager.start",
         Request::RegisterRoutes(_) => "router.start",

@@ -8,11 +8,14 @@
 //!
 //! There is exactly one reply 2, and reply 1 only before it. A task that is stopped or out of time while setting up skips reply 1:
 //! whoever waits for it takes the error of reply 2 as well.
+//!
+//! A task that was asked for over HTTP has no reply 1, and REPORTING before it is gone: while the Cloud Controller is told, which
+//! may take attempts. Being stopped ends that state without another word.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dewar_protocol::{AppId, SetupReply, StagingMessage, StagingReply, TaskId};
+use dewar_protocol::{AppId, DropletSha1, SetupReply, StagingMessage, StagingReply, TaskId};
 
 use crate::registry::{AppIndex, Deadlines};
 use crate::resources::Reservation;
@@ -23,97 +26,142 @@ use crate::{Mono, ReplyTo, StagedDroplet, StagingError, StagingEvent, TaskKey};
 pub(crate) struct StagingTask {
     pub(crate) key: TaskKey,
     pub(crate) message: Arc<StagingMessage>,
-    pub(crate) reply_to: Option<ReplyTo>,
+    pub(crate) requester: Requester,
     pub(crate) reserved: Reservation,
     pub(crate) deadline: Mono,
     pub(crate) state: TaskState,
+    pub(crate) start: StartWhen,
+}
+
+/// Who asked for a task, and is told how it goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Requester {
+    /// Whoever listens there, if anybody does.
+    Bus(Option<ReplyTo>),
+    /// The Cloud Controller, over HTTP.
+    Http,
+}
+
+/// When the app is started that a task is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StartWhen {
+    /// When the task is over.
+    Over,
+    /// When its droplet is stored here.
+    Stored,
+    /// It has been.
+    Done,
 }
 
 /// How far a task has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TaskState {
     /// Package and buildpacks are being fetched.
     SettingUp,
     /// Buildpacks run, or the droplet is being uploaded.
     Staging,
+    /// The Cloud Controller is being told of this droplet, or that there is none.
+    Reporting(Option<DropletSha1>),
 }
 
-/// What an event leads to.
-#[derive(Debug, PartialEq)]
+/// What an event leads to, in this order.
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct TaskStep {
     /// Reply 1, if it is time for it.
     pub(crate) setup: Option<SetupReply>,
-    /// Reply 2, with which the task is over.
-    pub(crate) end: Option<End>,
-}
-
-/// The end of a task.
-#[derive(Debug, PartialEq)]
-pub(crate) struct End {
-    pub(crate) reply: StagingReply,
-    /// What has been staged.
-    pub(crate) droplet: Option<Box<StagedDroplet>>,
+    /// Reply 2, if it is time for it.
+    pub(crate) reply: Option<Box<StagingReply>>,
+    /// Whether the task is over.
+    pub(crate) is_over: bool,
+    /// The droplet with which the app may start now.
+    pub(crate) start: Option<DropletSha1>,
 }
 
 impl StagingTask {
     pub(crate) fn handle(&mut self, event: StagingEvent) -> TaskStep {
-        let setting_up = self.state == TaskState::SettingUp;
         match event {
             StagingEvent::SetUp => {
-                self.state = TaskState::Staging;
-                TaskStep { setup: setting_up.then(|| self.setup_reply(None)), end: None }
+                let setup = self.setup_reply(None);
+                if self.state == TaskState::SettingUp {
+                    self.state = TaskState::Staging;
+                }
+                TaskStep { setup, ..TaskStep::default() }
             }
             StagingEvent::SetupFailed(error) => {
-                let setup = setting_up.then(|| self.setup_reply(Some(error.clone())));
-                TaskStep { setup, end: Some(self.failed(StagingError { message: error, info: None })) }
+                let setup = self.setup_reply(Some(error.clone()));
+                TaskStep { setup, ..self.ended(Err(StagingError { message: error, info: None })) }
             }
+            StagingEvent::Stored(sha1) if self.start == StartWhen::Stored => {
+                self.start = StartWhen::Done;
+                TaskStep { start: Some(sha1), ..TaskStep::default() }
+            }
+            StagingEvent::Stored(_) => TaskStep::default(),
             StagingEvent::Finished(outcome) => {
                 // A Cloud Controller takes the first reply it gets for the first of two.
-                let setup = setting_up.then(|| self.setup_reply(None));
-                let end = match outcome {
-                    Ok(droplet) => self.staged(droplet),
-                    Err(error) => self.failed(error),
-                };
-                TaskStep { setup, end: Some(end) }
+                let setup = self.setup_reply(None);
+                TaskStep { setup, ..self.ended(outcome) }
             }
+            StagingEvent::Reported => match self.state.clone() {
+                TaskState::Reporting(droplet) => TaskStep { is_over: true, start: self.to_start(droplet), ..TaskStep::default() },
+                TaskState::SettingUp | TaskState::Staging => TaskStep::default(),
+            },
         }
     }
 
-    /// The end of a task that was not left to end by itself.
-    pub(crate) fn cut_short(&self, error: &str) -> End {
-        self.failed(StagingError { message: error.to_owned(), info: None })
+    /// Reply 2 of a task that is not left to end by itself; `None` where it has been given.
+    pub(crate) fn cut_short(&self, error: &str) -> Option<Box<StagingReply>> {
+        match self.state {
+            TaskState::SettingUp | TaskState::Staging => Some(Box::new(refusal(&self.message, error.to_owned()))),
+            TaskState::Reporting(_) => None,
+        }
     }
 
-    /// Without the URL of the log.
-    fn setup_reply(&self, error: Option<String>) -> SetupReply {
-        SetupReply {
+    /// Reply 1 without the URL of the log, if it is still to come.
+    fn setup_reply(&self, error: Option<String>) -> Option<SetupReply> {
+        (self.state == TaskState::SettingUp && self.requester != Requester::Http).then(|| SetupReply {
             task_id: self.message.task_id.clone(),
             task_streaming_log_url: None,
             detected_buildpack: None,
             error,
             droplet_sha1: None,
+        })
+    }
+
+    fn ended(&mut self, outcome: Result<Box<StagedDroplet>, StagingError>) -> TaskStep {
+        if matches!(self.state, TaskState::Reporting(_)) {
+            return TaskStep::default();
+        }
+        let droplet = outcome.as_ref().ok().map(|droplet| droplet.sha1.clone());
+        let reply = Some(Box::new(match outcome {
+            Ok(droplet) => staged(&self.message, *droplet),
+            Err(error) => StagingReply { error_info: error.info, ..refusal(&self.message, error.message) },
+        }));
+        match self.requester {
+            Requester::Bus(_) => TaskStep { reply, is_over: true, start: self.to_start(droplet), ..TaskStep::default() },
+            Requester::Http => {
+                self.state = TaskState::Reporting(droplet);
+                TaskStep { reply, ..TaskStep::default() }
+            }
         }
     }
 
-    fn staged(&self, droplet: Box<StagedDroplet>) -> End {
-        let reply = StagingReply {
-            detected_buildpack: droplet.detected_buildpack.clone(),
-            buildpack_key: droplet.buildpack_key.clone(),
-            droplet_sha1: Some(droplet.sha1.clone()),
-            detected_start_command: droplet.start_command.clone(),
-            procfile: Some(droplet.process_types.clone()),
-            ..empty_reply(&self.message)
-        };
-        End { reply, droplet: Some(droplet) }
-    }
-
-    fn failed(&self, error: StagingError) -> End {
-        let reply = StagingReply { error: Some(error.message), error_info: error.info, ..empty_reply(&self.message) };
-        End { reply, droplet: None }
+    fn to_start(&self, droplet: Option<DropletSha1>) -> Option<DropletSha1> {
+        droplet.filter(|_| self.start != StartWhen::Done)
     }
 }
 
-/// Reply 2 to a request that does not become a task.
+fn staged(message: &StagingMessage, droplet: StagedDroplet) -> StagingReply {
+    StagingReply {
+        detected_buildpack: droplet.detected_buildpack,
+        buildpack_key: droplet.buildpack_key,
+        droplet_sha1: Some(droplet.sha1),
+        detected_start_command: droplet.start_command,
+        procfile: Some(droplet.process_types),
+        ..empty_reply(message)
+    }
+}
+
+/// Reply 2 that says no more than why there is no droplet.
 pub(crate) fn refusal(message: &StagingMessage, error: String) -> StagingReply {
     StagingReply { error: Some(error), ..empty_reply(message) }
 }

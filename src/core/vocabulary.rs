@@ -57,6 +57,8 @@ pub enum Input {
 pub enum Request {
     /// `dea.<id>.start`. No answer.
     StartInstance(Box<StartMessage>),
+    /// `POST /v1/apps`. [`Answer::Accepted`] or [`Answer::Unavailable`].
+    StartInstanceByHttp(Box<StartMessage>),
     /// `dea.stop`. No answer.
     StopInstances(Stop),
     /// `dea.update`. No answer.
@@ -69,6 +71,8 @@ pub enum Request {
     LocateStager,
     /// `staging.<id>.start` or `staging`. [`Answer::Setup`], then [`Answer::Staged`].
     Stage(Box<StagingMessage>),
+    /// `POST /v1/stage`. [`Answer::Accepted`], and in the end one [`Effect::ReportStaging`]; or [`Answer::Unavailable`].
+    StageByHttp(Box<StagingMessage>),
     /// `staging.stop`. No answer.
     StopStaging(StagingStop),
     /// `healthmanager.start`. Publishes a heartbeat.
@@ -120,8 +124,12 @@ pub enum StagingEvent {
     SetUp,
     /// Setup failed; the task has ended.
     SetupFailed(String),
+    /// The droplet is stored here, and is about to be uploaded.
+    Stored(DropletSha1),
     /// The task has ended, the droplet being stored here and uploaded, or not.
     Finished(Result<Box<StagedDroplet>, StagingError>),
+    /// [`Effect::ReportStaging`] is done with: the Cloud Controller knows, or does not listen.
+    Reported,
 }
 
 /// A droplet fresh from staging.
@@ -230,6 +238,13 @@ pub enum Effect {
     StartStaging(Box<StagingSpec>),
     /// End a staging task now; its final event is ignored.
     CancelStaging(TaskKey),
+    /// Tell the Cloud Controller over HTTP how a staging has ended, then report [`StagingEvent::Reported`].
+    ReportStaging {
+        /// Whose event to report. It may be no task's any more, or never have been one's.
+        task: TaskKey,
+        /// What to tell.
+        reply: Box<StagingReply>,
+    },
     /// For the log: an instance changed its state.
     Transitioned {
         /// Which.
@@ -307,6 +322,10 @@ pub enum Answer {
     Setup(SetupReply),
     /// Second to a staging request.
     Staged(Box<StagingReply>),
+    /// To a request over HTTP that is taken; no more than that.
+    Accepted,
+    /// To a request over HTTP that is not taken, and why.
+    Unavailable(&'static str),
     /// To `vcap.component.discover`.
     Component(ComponentAnnounce),
     /// To whoever wants to serve files.

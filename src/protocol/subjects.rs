@@ -42,6 +42,8 @@ pub const STAGING_LOCATE: &str = "staging.locate";
 pub const STAGING_ADVERTISE: &str = "staging.advertise";
 /// → stagers: give up staging an app.
 pub const STAGING_STOP: &str = "staging.stop";
+/// Cloud Controller → stagers: these are the operator's buildpacks.
+pub const BUILDPACKS: &str = "buildpacks";
 /// Component → collector: I am here.
 pub const COMPONENT_ANNOUNCE: &str = "vcap.component.announce";
 /// Collector → components, reply: who is there.

@@ -7,12 +7,19 @@ mod ends;
 mod health;
 mod host;
 mod housekeeping;
+mod https;
 mod leaving;
 mod lifecycle;
 mod staging;
 mod storm;
 mod telemetry;
 mod world;
+
+#[path = "../../src/agent/test_authority.rs"]
+mod test_authority;
+#[path = "../../src/agent/test_server.rs"]
+#[expect(dead_code, reason = "these tests need a part of what it can do")]
+mod test_server;
 
 use std::process::ExitCode;
 
@@ -68,6 +75,12 @@ trials![
     staging::a_package_becomes_a_running_app,
     staging::a_package_that_cannot_be_had_fails_the_setup,
     staging::a_stopped_app_is_no_longer_staged,
+    https::an_app_is_started_over_https,
+    https::strangers_are_not_let_in,
+    https::a_staging_over_https_is_reported_and_then_started,
+    https::buildpacks_are_fetched_before_they_are_needed,
+    https::an_agent_that_does_not_stage_asks_for_no_buildpacks,
+    https::heartbeats_reach_a_health_manager_over_https_also_without_a_bus,
     host::a_directory_has_one_agent,
     host::status_needs_credentials_and_tells_no_secrets,
     housekeeping::a_crash_that_there_is_no_room_for_goes,

@@ -14,7 +14,7 @@ use crate::world::{PATIENCE, World, eventually, get, guest, next, next_where};
 const STAGES: &str = "staging: { enabled: true }\n";
 
 /// A package with nothing but a component, offered as `package.zip`; returns a staging message for it.
-fn staging_message(world: &World, wasm: &str, app: &str) -> Value {
+pub(crate) fn staging_message(world: &World, wasm: &str, app: &str) -> Value {
     let package = std::fs::File::create(world.files.path().join("package.zip")).unwrap();
     let mut package = zip::ZipWriter::new(package);
     package.start_file("app.wasm", SimpleFileOptions::default()).unwrap();

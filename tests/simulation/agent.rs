@@ -126,6 +126,8 @@ impl Agent {
                 assert!(self.tasks.remove(key), "staging task {key:?} is not there to be cancelled");
                 Vec::new()
             }
+            // However the Cloud Controller takes it.
+            Effect::ReportStaging { task, .. } => vec![(chance.seconds(0, 60), Later::Staging(*task, StagingEvent::Reported))],
             Effect::Exit(code) => {
                 self.exit_code = Some(*code);
                 self.sandboxes.clear();
@@ -167,8 +169,9 @@ impl Agent {
             Later::Droplet(sha1, event) => Some(Input::Droplet(sha1.clone(), event.clone())),
             Later::Staging(key, event) => {
                 let wanted = match event {
-                    StagingEvent::SetUp => self.tasks.contains(key),
+                    StagingEvent::SetUp | StagingEvent::Stored(_) => self.tasks.contains(key),
                     StagingEvent::SetupFailed(_) | StagingEvent::Finished(_) => self.tasks.remove(key),
+                    StagingEvent::Reported => true,
                 };
                 // Whoever was cancelled may have been about to report.
                 (wanted || chance.percent(50)).then(|| Input::Staging(*key, event.clone()))
@@ -269,10 +272,12 @@ fn fetch(sha1: &DropletSha1, luck: Luck, chance: &mut Chance) -> Plans {
 }
 
 fn stage(key: TaskKey, luck: Luck, chance: &mut Chance) -> Plans {
+    let sha1 = crate::controller::digest(chance.below(3));
+    let stored = Later::Staging(key, StagingEvent::Stored(sha1.clone()));
     let finished = Later::Staging(
         key,
         StagingEvent::Finished(Ok(Box::new(StagedDroplet {
-            sha1: crate::controller::digest(chance.below(3)),
+            sha1,
             detected_buildpack: None,
             buildpack_key: None,
             start_command: None,
@@ -281,13 +286,14 @@ fn stage(key: TaskKey, luck: Luck, chance: &mut Chance) -> Plans {
     );
     let failed = Later::Staging(key, StagingEvent::Finished(Err(StagingError { message: "no".to_owned(), info: None })));
     let set_up = (chance.seconds(0, 5), Later::Staging(key, StagingEvent::SetUp));
-    let end = set_up.0 + chance.seconds(0, 60);
+    let stored = (set_up.0 + chance.seconds(0, 60), stored);
+    let end = stored.0 + chance.seconds(0, 10);
     match (luck, chance.below(100)) {
         (Luck::Bad, 0..15) => vec![(chance.seconds(0, 20), Later::Staging(key, StagingEvent::SetupFailed("no bits".to_owned())))],
-        (Luck::Bad, 15..35) => vec![set_up, (end, failed)],
+        (Luck::Bad, 15..35) => vec![set_up, stored, (end, failed)],
         (Luck::Bad, 35..40) => vec![(end, finished)],
         (Luck::Bad, 40..48) => vec![set_up],
         (Luck::Bad, 48..50) => Vec::new(),
-        _ => vec![set_up, (end, finished)],
+        _ => vec![set_up, stored, (end, finished)],
     }
 }

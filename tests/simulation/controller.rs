@@ -52,8 +52,9 @@ fn ask(world: &mut World) {
             world.broadcast(&Request::UpdateApp(update));
         }
         640..760 => {
-            let message = staging(&mut world.chance);
-            world.send(agent, &Request::Stage(Box::new(message)));
+            let message = Box::new(staging(&mut world.chance));
+            let by_http = world.chance.percent(30);
+            world.send(agent, &if by_http { Request::StageByHttp(message) } else { Request::Stage(message) });
         }
         760..790 => {
             let app_id = app(&mut world.chance);

@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use dewar_core::{
-    Answer, BusEvent, Cell, Effect, Input, InstanceKey, Intervals, Mono, Now, Publication, ReplyTo, Request, SandboxEvent, Signal, Varz,
-    VarzInstance,
+    Answer, BusEvent, Cell, Effect, Input, InstanceKey, Intervals, Mono, Now, Publication, ReplyTo, Request, SandboxEvent, Signal, TaskKey,
+    Varz, VarzInstance,
 };
 use dewar_protocol::{DropletExited, ExitReason, Heartbeat, InstanceId, InstanceState, RouteRegistration};
 
@@ -47,6 +47,10 @@ pub(crate) struct Ledger {
     not_told: BTreeMap<InstanceKey, Mono>,
     /// How many first and second replies each request has got.
     stagings: HashMap<ReplyTo, (u32, u32)>,
+    /// Stagings that were accepted over HTTP.
+    accepted: usize,
+    /// Those of them whose end was reported.
+    reported: BTreeSet<TaskKey>,
     /// Instances that have been STARTING and whose files have not been deleted, by their id at the start.
     files: BTreeMap<InstanceId, InstanceKey>,
     /// Who is about to lose its files.
@@ -130,6 +134,11 @@ impl Ledger {
                 self.cleared.insert(key.unwrap_or_else(|| panic!("{id:?} has no files, or none any more")));
             }
             Effect::StartStaging(_) | Effect::FetchDroplet { .. } => assert!(!self.leaving, "something is begun by an agent that leaves"),
+            Effect::ReportStaging { task, reply } => {
+                assert!(self.reported.insert(*task), "a staging is reported twice");
+                assert!(self.reported.len() <= self.accepted, "a staging is reported that nobody asked for");
+                assert_eq!(reply.error.is_none(), reply.droplet_sha1.is_some());
+            }
             Effect::Unsubscribe => (self.deaf, self.evacuating) = (true, None),
             Effect::KillSandbox(_)
             | Effect::EvictDroplet(_)
@@ -217,6 +226,8 @@ impl Ledger {
                 assert_eq!(reply.error.is_none(), reply.droplet_sha1.is_some());
                 *second = 1;
             }
+            Answer::Accepted => self.accepted += 1,
+            Answer::Unavailable(_) => assert!(self.leaving, "an agent that does not leave takes work"),
             Answer::Found(_) | Answer::Status(_) | Answer::Component(_) | Answer::Files(_) | Answer::Varz(_) => {}
         }
     }
@@ -331,6 +342,7 @@ impl Ledger {
     }
 
     pub(crate) fn assert_all_stagings_are_answered(&self) {
+        assert_eq!(self.reported.len(), self.accepted, "stagings over HTTP whose end is not reported");
         for (to, (_, second)) in &self.stagings {
             assert_eq!(*second, 1, "{to:?} waits in vain");
         }

@@ -66,7 +66,7 @@ pub(crate) async fn a_staging_that_is_dropped_leaves_nothing() {
     let message = world.driven("compile: print begun\ncompile: spin\n");
     let log = Arc::new(Log::default());
     let (spec, sink) = (spec(&message), log.clone());
-    let staging = world.stager.run(&spec, sink, || (), CancellationToken::new());
+    let staging = world.stager.run(&spec, sink, |_| (), CancellationToken::new());
     let begun = eventually("the buildpack to begin", || log.has("begun"));
     tokio::select! {
         outcome = staging => panic!("{outcome:?}"),
@@ -94,7 +94,7 @@ pub(crate) async fn two_pushes_of_one_app_at_once() {
     let stage = || async {
         let log = Arc::new(Log::default());
         log.line(LogStream::Out, "begins");
-        let outcome = world.stager.run(&spec(&message), log.clone(), || (), CancellationToken::new()).await;
+        let outcome = world.stager.run(&spec(&message), log.clone(), |_| (), CancellationToken::new()).await;
         (outcome.unwrap(), log)
     };
     let ((one, log_of_one), (two, log_of_two)) = tokio::join!(stage(), stage());

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::time::Duration;
 
 use dewar_agent::droplet_store::DropletStore;
-use dewar_agent::staging::{Stager, StagerConfig, StagingFailed};
+use dewar_agent::staging::{Progress, Stager, StagerConfig, StagingFailed};
 use dewar_agent::transfer::{TransferConfig, Transfers};
 use dewar_core::{StagedDroplet, StagingError, StagingSpec, TaskKey};
 use dewar_protocol::{Bytes, LogStream, Mib, StagingMessage};
@@ -178,10 +178,14 @@ impl World {
     pub(crate) async fn stage_until(&self, message: &Value, stop: CancellationToken) -> (Result<StagedDroplet, StagingFailed>, Arc<Log>) {
         let log = Arc::new(Log::default());
         let spec = spec(message);
-        let mut set_up = false;
-        let outcome = self.stager.run(&spec, log.clone(), || set_up = true, stop).await;
+        let progress = std::sync::Mutex::new(Vec::new());
+        let outcome = self.stager.run(&spec, log.clone(), |step| progress.lock().unwrap().push(step), stop).await;
+        let progress = progress.into_inner().unwrap();
         let during_setup = outcome.as_ref().is_err_and(|failed| failed.during_setup);
-        assert_eq!(set_up, !during_setup, "setup is over when it has been told to be");
+        assert_eq!(progress.first(), (!during_setup).then_some(&Progress::SetUp), "setup is over when it has been told to be");
+        if let Ok(droplet) = &outcome {
+            assert_eq!(progress, [Progress::SetUp, Progress::Stored(droplet.sha1.clone())]);
+        }
         assert_eq!(self.names("staging"), Vec::<String>::new(), "the staging's directory is gone");
         assert_eq!(self.names("droplets/.partial"), Vec::<String>::new());
         assert_eq!(self.names("admin_buildpacks/.partial"), Vec::<String>::new());

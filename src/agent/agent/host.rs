@@ -14,11 +14,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::info;
 
 use super::AgentError;
 use crate::base_dir::{BaseDir, PidFile};
 use crate::complaints::Complaints;
 use crate::config::AgentConfig;
+use crate::controller::{self, Controller};
 use crate::descriptors;
 use crate::droplet_store::DropletStore;
 use crate::effects::{Droplets, Effects};
@@ -50,6 +52,12 @@ pub(super) struct Host {
     droplets: DropletStore,
     stager: Option<Stager>,
     pub(super) telemetry: Telemetry,
+    /// Where the HTTPS API is to listen.
+    pub(super) api_listener: Option<tokio::net::TcpListener>,
+    /// What is advertised of it.
+    api_url: Option<String>,
+    /// To the Cloud Controller.
+    client: Option<reqwest::Client>,
     first_port: u16,
     pub(super) files: Option<FileServers>,
 }
@@ -69,6 +77,8 @@ impl Host {
         let (status_addr, status_listener) = bound.map_err(|source| AgentError::Status { address: wanted, source })?;
         let user = config.status.user.clone().unwrap_or_else(|| hex(&mut rng));
         let password = config.status.password.clone().map_or_else(|| hex(&mut rng), |password| password.0);
+        let (api_listener, api_url) = api(config, ip).await?;
+        let client = config.controller.as_ref().map(|controller| controller::client(&controller.tls)).transpose()?;
         let transfers = Transfers::new(TransferConfig::default())?;
         let sandboxes = Sandboxes::new(SandboxConfig {
             state_dir: base_dir.paths().artifacts(),
@@ -110,6 +120,9 @@ impl Host {
             droplets,
             stager,
             telemetry,
+            api_listener,
+            api_url,
+            client,
             first_port,
             files,
         })
@@ -125,11 +138,14 @@ impl Host {
             zone: config.zone.clone(),
             capacity: config.capacity,
             intervals: config.intervals,
+            url: self.api_url.clone(),
+            heartbeats_without_bus: config.hm9000.is_some(),
             health_check_timeout: config.health_check_timeout,
             staging: StagingConfig {
                 enabled: config.staging.enabled,
                 memory: Mib(config.staging.memory_mib.into()),
                 disk: Mib(config.staging.disk_mib.into()),
+                start_before_upload: config.compat.start_before_upload,
                 ..cell.staging
             },
             crash_lifetime: config.crash_lifetime,
@@ -177,12 +193,18 @@ impl Host {
             .stager
             .clone()
             .map(|stager| Stagings::new(stager, logs.clone(), paths, reports.clone(), tasks.clone(), self.telemetry.clone()));
+        let controller = config
+            .controller
+            .as_ref()
+            .zip(self.client.clone())
+            .map(|(controller, client)| Controller::new(controller, client, self.facts.id.clone(), reports.clone(), tasks.clone()));
         let droplets = Droplets::new(self.droplets.clone(), reports, tasks.clone(), self.telemetry.clone());
         let (outbox, logs, telemetry) = (outbox.clone(), logs.clone(), self.telemetry.clone());
         Effects {
             outbox,
             instances,
             stagings,
+            controller,
             droplets,
             housekeeper,
             logs,
@@ -198,6 +220,17 @@ async fn files(config: &AgentConfig, ip: IpAddr, rng: &mut StdRng) -> Result<Opt
     let Some(settings) = &config.files else { return Ok(None) };
     let bound = FileServers::bind(settings, ip, || hex(rng)).await;
     bound.map(Some).map_err(|NotBound { address, source }| AgentError::Files { address, source })
+}
+
+/// The socket of the HTTPS API, and its address as Cloud Controllers are told.
+async fn api(config: &AgentConfig, ip: IpAddr) -> Result<(Option<tokio::net::TcpListener>, Option<String>), AgentError> {
+    let Some(api) = &config.https_api else { return Ok((None, None)) };
+    let address = SocketAddr::new(ip, api.port);
+    let bound = http::bind(ip, api.port).await.and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
+    let (port, listener) = bound.map_err(|source| AgentError::HttpsApi { address, source })?;
+    let clients = if api.tls.mutual { "those with a certificate" } else { "all who reach it, `ssl.ca_file` is not configured" };
+    info!(ip = %ip, port, clients, "HTTPS API opened");
+    Ok((Some(listener), api.advertised_host.as_ref().map(|host| format!("https://{host}:{port}"))))
 }
 
 fn stager(

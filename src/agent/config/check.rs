@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::compat::compat;
 use super::egress::egress;
 use super::files::files;
+use super::https;
 use super::ignored;
 use super::instance::instance;
 use super::logging::logging;
@@ -27,18 +28,14 @@ use crate::telemetry::Spans;
 /// Keys of the DEA that need Warden, Ruby, or a part of the protocol that is not spoken here. They do nothing.
 pub(super) const WITHOUT_EFFECT: &[&str] = &[
     "bind_mounts",
-    "cc_url",
     "dea_ruby",
     "directory_server.file_api_port",
     "directory_server.logging",
-    "hm9000",
     "hooks",
     "instance.bandwidth_limit",
     "instance.nproc_limit",
     "logging.syslog",
     "post_setup_hook",
-    "service_name",
-    "ssl",
     "staging.bandwidth_limit",
     "staging.cpu_limit_shares",
     "staging.environment",
@@ -77,6 +74,10 @@ pub(super) fn check(tree: Value) -> Result<(AgentConfig, Vec<String>), Vec<Confi
 
 pub(super) fn read(reader: &mut Reader) -> AgentConfig {
     let index = small(reader.integer("index", 0, 0..=u32::MAX.into()));
+    let (staging, https_api, controller) = (staging(reader), https::api(reader), https::controller(reader));
+    if staging.enabled && https_api.is_some() && !reader.has("cc_url") {
+        reader.error("cc_url", "is missing, though there is `ssl` and staging is enabled: nobody could be told how a staging ends");
+    }
     AgentConfig {
         base_dir: PathBuf::from(reader.required_text("base_dir")),
         index,
@@ -100,7 +101,10 @@ pub(super) fn read(reader: &mut Reader) -> AgentConfig {
         instance: instance(reader),
         egress: egress(reader),
         files: files(reader),
-        staging: staging(reader),
+        staging,
+        https_api,
+        controller,
+        hm9000: https::hm9000(reader),
         metrics: metrics(reader),
         loggregator: loggregator(reader),
         otlp: otlp(reader),

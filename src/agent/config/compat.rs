@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use dewar_core::{Evacuation, ExitedReasons};
 
-use super::CompatConfig;
 use super::check::DAY;
 use super::reader::Reader;
+use super::{CompatConfig, StagingReplyKeys};
 
 /// How an evacuation ends; each has a key for its time.
 #[derive(Clone, Copy)]
@@ -16,6 +16,7 @@ enum Profile {
 }
 
 pub(super) fn compat(reader: &mut Reader) -> CompatConfig {
+    let keys = [("superset", StagingReplyKeys::Superset), ("modern", StagingReplyKeys::Modern), ("classic", StagingReplyKeys::Classic)];
     let reasons = [("classic", ExitedReasons::Classic), ("modern", ExitedReasons::Modern)];
     CompatConfig {
         legacy_subjects: reader.flag("compat.legacy_subjects", true),
@@ -24,6 +25,8 @@ pub(super) fn compat(reader: &mut Reader) -> CompatConfig {
         split_heartbeats: reader.flag("compat.split_heartbeats", false),
         empty_heartbeat: reader.flag("compat.empty_heartbeat", true),
         evacuation: evacuation(reader),
+        staging_reply_keys: reader.choice("compat.staging_reply_keys", &keys, keys[0]),
+        start_before_upload: reader.flag("compat.start_before_upload", false),
     }
 }
 

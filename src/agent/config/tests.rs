@@ -72,8 +72,6 @@ stacks:
 - lucid64
 placement_properties:
   zone: z1
-hm9000:
-  listener_uri: https://hm9000.example.net:5335
 cc_url: https://internal:secret@cc.example.net:9022
 status:
   user: varz
@@ -109,7 +107,7 @@ fn a_deas_own_file_is_accepted() {
     let (config, warnings) = AgentConfig::from_yaml(DEA_YML).unwrap();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert_eq!(warnings[0], "unknown keys: staging.platform_config.cache");
-    assert!(warnings[1].starts_with("keys without effect: bind_mounts, cc_url, "), "{}", warnings[1]);
+    assert!(warnings[1].starts_with("keys without effect: bind_mounts, "), "{}", warnings[1]);
     assert!(!warnings[1].contains("secret"));
     assert_eq!(config.capacity, Capacity { memory: Mib(16_000), disk: Mib(48_000) });
     assert_eq!(config.bus.servers, ["nats://nats:nats-password@10.0.0.5:4222"]);
@@ -128,6 +126,8 @@ fn a_deas_own_file_is_accepted() {
     };
     assert_eq!(config.files, Some(files));
     assert_eq!(config.compat.evacuation, Evacuation::Deterministic { bail_out: Duration::from_secs(115) });
+    assert_eq!(config.controller.as_ref().unwrap().url.expose().as_str(), "https://internal:secret@cc.example.net:9022/");
+    assert!(!config.effective_yaml().contains("secret"), "{}", config.effective_yaml());
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn complaint(topic: Topic, payload: &str) -> String {
 fn every_topic_becomes_its_request() {
     let is = |topic, payload, wanted: fn(&Request) -> bool| match understood(topic, payload) {
         Inbound::Cell(request) => assert!(wanted(&request), "{topic:?} became {request:?}"),
-        Inbound::Logs(_) => panic!("{topic:?} became a log request"),
+        other => panic!("{topic:?} became {other:?}"),
     };
     is(Topic::Start, START, |request| matches!(request, Request::StartInstance(start) if start.app_id.as_str() == "7"));
     is(Topic::Stop, r#"{"droplet": "7"}"#, |request| matches!(request, Request::StopInstances(stop) if stop.whole_app));
@@ -42,6 +42,9 @@ fn every_topic_becomes_its_request() {
         understood(Topic::Logs, r#"{"droplet": "7", "tail": 3}"#),
         Inbound::Logs(LogRequest { app_id: "7".into(), tail: 3, follow_seconds: 0 })
     );
+    let buildpacks = understood(Topic::Buildpacks, r#"[{"url": "http://up:secret@cc/b.zip", "key": "k1"}]"#);
+    let Inbound::Buildpacks(buildpacks) = buildpacks else { panic!("{buildpacks:?}") };
+    assert_eq!((buildpacks.len(), buildpacks[0].key.as_str()), (1, "k1"));
 }
 
 #[test]
@@ -110,7 +113,7 @@ fn an_agent_listens_to_what_its_configuration_says() {
     let core = set(&["router.start ", "_INBOX.1 ", "dea.me.start ", "dea.stop ", "dea.update ", "dea.find.droplet ", "dewar.logs "]);
     let legacy = set(&["healthmanager.start ", "dea.status ", "dea.locate "]);
     let component = set(&["vcap.component.discover "]);
-    let staging = set(&["staging.me.start ", "staging.stop ", "staging.locate ", "staging staging"]);
+    let staging = set(&["staging.me.start ", "staging.stop ", "staging.locate ", "buildpacks ", "staging staging"]);
     assert_eq!(subjects("compat: { legacy_subjects: false, component: false }\n"), core);
     assert_eq!(subjects(""), &(&core | &legacy) | &component);
     assert_eq!(subjects("staging: { enabled: true }\n"), &(&(&core | &legacy) | &component) | &staging);

@@ -35,7 +35,8 @@ async fn outbox(split_heartbeats: bool) -> (Outbox, Subscription, CancellationTo
     bus.wait_up(PATIENCE).await.unwrap();
     let heard = bus.subscribe(subjects::DEA_HEARTBEAT).await.unwrap();
     bus.flush(PATIENCE).await.unwrap();
-    let (outbox, sender) = Outbox::new(bus, "inbox".to_owned(), split_heartbeats);
+    let manners = Manners { split_heartbeats, greeting_inbox: "inbox".to_owned(), reply_keys: StagingReplyKeys::Superset, hm9000: None };
+    let (outbox, sender) = Outbox::new(bus, manners);
     tokio::spawn(sender);
     (outbox, heard, stop)
 }

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dewar_core::{StagedDroplet, StagingError, StagingSpec};
-use dewar_protocol::LogStream;
+use dewar_protocol::{AdminBuildpack, DropletSha1, LogStream};
 use dewar_sandbox::{OperatorEgress, OutputSink, Sandboxes};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -65,10 +65,19 @@ pub struct StagerConfig {
 /// Why staging failed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StagingFailed {
-    /// Before `set_up` was called.
+    /// Before [`Progress::SetUp`].
     pub during_setup: bool,
     /// For the reply.
     pub error: StagingError,
+}
+
+/// What a staging has got to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// The buildpacks are about to run.
+    SetUp,
+    /// The droplet is stored here, and is about to be uploaded.
+    Stored(DropletSha1),
 }
 
 /// Turns packages into droplets. Cheap to clone; any number of stagings at a time, of one app or of many.
@@ -115,7 +124,13 @@ impl Stager {
         Arc::clone(&self.0.workspaces)
     }
 
-    /// Stages: `set_up` is called when the buildpacks are about to run. On success the droplet is in the store, and uploaded.
+    /// Fetches those of the operator's buildpacks that are not here yet, until `stop` is cancelled. What fails is logged, and left to
+    /// the staging that needs it.
+    pub async fn fetch_ahead(&self, buildpacks: &[AdminBuildpack], stop: &CancellationToken) {
+        self.0.admin_buildpacks.fetch_ahead(buildpacks, &self.0.transfers, stop).await;
+    }
+
+    /// Stages, and tells each [`Progress`] once, in its order. On success the droplet is in the store, and uploaded.
     ///
     /// # Errors
     /// See [`StagingFailed`]. Once `stop` is cancelled the text is `Error staging: task stopped`.
@@ -123,14 +138,14 @@ impl Stager {
         &self,
         spec: &StagingSpec,
         log: OutputSink,
-        set_up: impl FnOnce() + Send,
+        tell: impl Fn(Progress) + Send + Sync,
         stop: CancellationToken,
     ) -> Result<StagedDroplet, StagingFailed> {
         // What runs on other threads is told to end also when this future is dropped.
         let stop = stop.child_token();
         let stop_with_this = stop.clone().drop_guard();
         let mut task = Task::new(Arc::clone(&self.0), spec, Arc::clone(&log), stop);
-        let outcome = task.run(set_up).await;
+        let outcome = task.run(&tell).await;
         let during_setup = task.phase() == Phase::Setup;
         drop(stop_with_this);
         task.clean_up().await;

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::Means;
 use super::ahead;
 use super::build::{Build, Built};
 use super::buildpack_cache::directory_name;
@@ -24,6 +23,7 @@ use super::fingerprint::Inputs;
 use super::size::Size;
 use super::upload::upload;
 use super::workspace::Workspace;
+use super::{Means, Progress};
 use crate::archive::unpack;
 use crate::blocking;
 use crate::droplet_store::Held;
@@ -69,12 +69,11 @@ impl<'a> Task<'a> {
         self.phase
     }
 
-    pub(super) async fn run(&mut self, set_up: impl FnOnce() + Send) -> Result<StagedDroplet, Failure> {
+    pub(super) async fn run(&mut self, tell: &(impl Fn(Progress) + Send + Sync)) -> Result<StagedDroplet, Failure> {
         let setup = self.set_up().instrument(info_span!(target: TARGET, "set up")).await?;
         self.phase = Phase::Staging;
-        set_up();
-        let droplet = self.stage(setup).await?;
-        Ok(droplet)
+        tell(Progress::SetUp);
+        self.stage(setup, tell).await
     }
 
     /// Removes the directory, which may take a while. If this is never called it goes with the last that holds it.
@@ -132,7 +131,7 @@ impl<'a> Task<'a> {
         fetched.inspect_err(|error| info!(%error, "no buildpack cache")).ok()
     }
 
-    async fn stage(&self, setup: Setup) -> Result<StagedDroplet, Failure> {
+    async fn stage(&self, setup: Setup, tell: &(impl Fn(Progress) + Send + Sync)) -> Result<StagedDroplet, Failure> {
         let deadline = Instant::now() + self.means.config.max_duration;
         let package = self.unpack_package(&setup).instrument(info_span!(target: TARGET, "unpack package")).await?;
         self.say(&format!("-----> Downloaded app package ({})", Size(setup.package.size.0)));
@@ -152,6 +151,7 @@ impl<'a> Task<'a> {
             if let Some(_held) = self.means.droplets.hold(&droplet.sha1).await? {
                 info!(%fingerprint, droplet_sha1 = %droplet.sha1, "staged before");
                 self.say(&format!("-----> Unchanged since {staged_at}, using the droplet of then"));
+                tell(Progress::Stored(droplet.sha1.clone()));
                 self.upload_droplet(&droplet).await?;
                 return Ok(droplet);
             }
@@ -177,6 +177,7 @@ impl<'a> Task<'a> {
         let built = build.run(&chosen, self.start_command()).instrument(info_span!(target: TARGET, "compile")).await?;
         let (droplet, _held) = self.store(built).await?;
         self.means.outcomes.put(&fingerprint, &Outcome::new(&droplet, Timestamp::now().as_second()));
+        tell(Progress::Stored(droplet.sha1.clone()));
         self.upload_droplet(&droplet).await?;
         self.keep_cache(&workspace, &chosen.origin).await?;
         Ok(droplet)

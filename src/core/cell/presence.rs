@@ -1,8 +1,8 @@
 //! What the rest of the world is told, and when: the connection to the bus, periodic messages, routes.
 //!
 //! What is repeated anyway (heartbeats, advertisements, routes) is not published while the bus is down: there is no backlog, and
-//! everything is told anew when it is back. What happens once (`droplet.exited`, `router.unregister`, replies) is always handed to
-//! the edge, which counts what it has to drop.
+//! everything is told anew when it is back. Only heartbeats go on where they go another way too. What happens once
+//! (`droplet.exited`, `router.unregister`, replies) is always handed to the edge, which counts what it has to drop.
 
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ const ROUTER_REGISTER_MIN: Duration = Duration::from_secs(1);
 pub(super) struct Presence {
     link: Link,
     intervals: Intervals,
+    /// Whether heartbeats are due while there is no connection too.
+    heartbeats_without_bus: bool,
     /// As configured, or less if the last router that said anything wants less.
     router_register: Duration,
     heartbeats: Heartbeats,
@@ -46,12 +48,18 @@ enum Link {
 }
 
 impl Presence {
-    pub(super) fn new(intervals: Intervals) -> Self {
+    pub(super) fn new(config: &CellConfig) -> Self {
+        let CellConfig { intervals, heartbeats_without_bus, .. } = *config;
+        let mut heartbeats = Heartbeats::default();
+        if heartbeats_without_bus {
+            heartbeats.arm(Mono::default() + intervals.heartbeat);
+        }
         Self {
             link: Link::New,
             intervals,
+            heartbeats_without_bus,
             router_register: intervals.router_register,
-            heartbeats: Heartbeats::default(),
+            heartbeats,
             limit: None,
             advertises: true,
             advertise_at: None,
@@ -77,8 +85,14 @@ impl Presence {
         self.sweeps.arm(now + self.router_register);
     }
 
+    fn tells_health_managers(&self) -> bool {
+        self.is_up() || self.heartbeats_without_bus
+    }
+
     fn disarm(&mut self) {
-        self.heartbeats.disarm();
+        if !self.heartbeats_without_bus {
+            self.heartbeats.disarm();
+        }
         self.advertise_at = None;
         self.sweeps.disarm();
     }
@@ -244,7 +258,7 @@ impl Cell {
 
     /// Whether there is somebody to hear heartbeats, and what they would tell is not taken for lost already.
     fn may_beat(&self) -> bool {
-        self.presence.is_up() && !matches!(self.phase, Phase::Evacuating(Departure { silent: true, .. }))
+        self.presence.tells_health_managers() && !matches!(self.phase, Phase::Evacuating(Departure { silent: true, .. }))
     }
 
     /// Bytes that a heartbeat may have, where there is such a bound.
@@ -274,7 +288,7 @@ impl Cell {
                 available_disk: remaining.disk(),
                 app_id_to_count: self.registry.app_counts(),
                 placement_properties: PlacementProperties { zone: self.config.zone.clone() },
-                url: None,
+                url: self.config.url.clone(),
             })));
         }
     }

@@ -2,37 +2,46 @@
 
 use std::sync::Arc;
 
-use dewar_protocol::{AppId, LogStream, SetupReply, StagingMessage};
+use dewar_protocol::{AppId, LogStream, SetupReply, StagingMessage, StagingReply};
 
 use super::Cell;
 use crate::egress;
 use crate::lifecycle::Phase;
 use crate::resources::Reservation;
-use crate::staging_task::{End, StagingTask, TaskState, TaskStep, refusal};
+use crate::staging_task::{Requester, StagingTask, StartWhen, TaskState, refusal};
 use crate::{Answer, CellConfig, Effect, Now, ReplyTo, StagingEvent, StagingSpec, TaskKey};
 
 const STOPPED: &str = "Error staging: task stopped";
 const OUT_OF_TIME: &str = "Staging in container timed out";
+const DOES_NOT_STAGE: &str = "this agent does not stage";
 
 impl Cell {
-    pub(super) fn stage(&mut self, now: Now, message: StagingMessage, reply_to: Option<ReplyTo>, out: &mut Vec<Effect>) {
+    pub(super) fn stage_by_http(&mut self, now: Now, message: StagingMessage, reply_to: Option<ReplyTo>, out: &mut Vec<Effect>) {
+        let enabled = self.config.staging.enabled;
+        super::answer(out, reply_to, || if enabled { Answer::Accepted } else { Answer::Unavailable(DOES_NOT_STAGE) });
+        self.stage(now, message, Requester::Http, out);
+    }
+
+    pub(super) fn stage(&mut self, now: Now, message: StagingMessage, requester: Requester, out: &mut Vec<Effect>) {
         if !self.config.staging.enabled {
-            out.push(Effect::Refused { request: "staging.<id>.start", why: "this agent does not stage".to_owned() });
+            out.push(Effect::Refused { request: "staging.<id>.start", why: DOES_NOT_STAGE.to_owned() });
             return;
         }
         let text = format!("Got staging request for app with id {}", message.app_id);
         out.push(Effect::AppLog { app_id: message.app_id.clone(), index: None, stream: LogStream::Out, text });
+        let key = TaskKey(self.next_key());
         let reserved = reservation(&message, &self.config);
         if let Some(resource) = self.remaining().constrained(reserved) {
             let reply = refusal(&message, format!("Not enough {} resources available", resource.name()));
-            out.extend(reply_to.map(|reply_to| Effect::Reply(reply_to, Answer::Staged(Box::new(reply)))));
+            tell(key, requester, Box::new(reply), out);
             return;
         }
-        let key = TaskKey(self.next_key());
         let objection = objection(&message, &self.config);
         let deadline = now.mono + self.config.staging.time_limit;
         let message = Arc::new(message);
-        self.tasks.insert(StagingTask { key, message: message.clone(), reply_to, reserved, deadline, state: TaskState::SettingUp });
+        let start = if self.config.staging.start_before_upload { StartWhen::Stored } else { StartWhen::Over };
+        let state = TaskState::SettingUp;
+        self.tasks.insert(StagingTask { key, message: message.clone(), requester, reserved, deadline, state, start });
         match objection {
             Some(why) => self.on_staging(now, key, StagingEvent::SetupFailed(why), out),
             None => out.push(Effect::StartStaging(Box::new(StagingSpec { key, message, memory: reserved.memory, disk: reserved.disk }))),
@@ -41,17 +50,21 @@ impl Cell {
 
     pub(super) fn on_staging(&mut self, now: Now, key: TaskKey, event: StagingEvent, out: &mut Vec<Effect>) {
         let Some(task) = self.tasks.get_mut(key) else { return };
-        let TaskStep { setup, end } = task.handle(event);
-        let (reply_to, start) = (task.reply_to.clone(), task.message.start_message.clone());
-        if let (Some(setup), Some(reply_to)) = (setup, reply_to) {
+        let step = task.handle(event);
+        let (requester, message) = (task.requester.clone(), Arc::clone(&task.message));
+        if let (Some(setup), Requester::Bus(Some(reply_to))) = (step.setup, &requester) {
             let task_streaming_log_url = self.staging_log_url(now, &setup.task_id);
-            out.push(Effect::Reply(reply_to, Answer::Setup(SetupReply { task_streaming_log_url, ..setup })));
+            out.push(Effect::Reply(reply_to.clone(), Answer::Setup(SetupReply { task_streaming_log_url, ..setup })));
         }
-        let Some(end) = end else { return };
-        let sha1 = end.droplet.as_ref().map(|droplet| droplet.sha1.clone());
-        self.end_task(key, end, out);
+        if step.is_over {
+            self.tasks.remove(key);
+        }
+        if let Some(reply) = step.reply {
+            tell(key, requester, reply, out);
+        }
         // The Cloud Controller counts on this instance as soon as reply 2 names a droplet.
-        if let (Some(mut start), Some(sha1), Phase::Serving) = (start, sha1, self.phase) {
+        if let (Some(start), Some(sha1), Phase::Serving) = (&message.start_message, step.start, self.phase) {
+            let mut start = start.clone();
             start.sha1 = Some(sha1);
             self.start_instance(now, start, out);
         }
@@ -75,18 +88,20 @@ impl Cell {
     }
 
     fn cut_short(&mut self, key: TaskKey, error: &str, out: &mut Vec<Effect>) {
-        if let Some(task) = self.tasks.get_mut(key) {
-            let end = task.cut_short(error);
+        let Some(task) = self.tasks.remove(key) else { return };
+        if let Some(reply) = task.cut_short(error) {
             out.push(Effect::CancelStaging(key));
-            self.end_task(key, end, out);
+            tell(key, task.requester, reply, out);
         }
     }
+}
 
-    fn end_task(&mut self, key: TaskKey, end: End, out: &mut Vec<Effect>) {
-        if let Some(reply_to) = self.tasks.remove(key).and_then(|task| task.reply_to) {
-            out.push(Effect::Reply(reply_to, Answer::Staged(Box::new(end.reply))));
-        }
-    }
+/// Gives reply 2 to whoever wants it.
+fn tell(task: TaskKey, requester: Requester, reply: Box<StagingReply>, out: &mut Vec<Effect>) {
+    out.extend(match requester {
+        Requester::Bus(reply_to) => reply_to.map(|reply_to| Effect::Reply(reply_to, Answer::Staged(reply))),
+        Requester::Http => Some(Effect::ReportStaging { task, reply }),
+    });
 }
 
 /// What the message asks for, else what the app will run with; the operator's setting is the least.

@@ -149,6 +149,7 @@ fn show(effect: &Effect) -> String {
             format!("start staging {} of {} with {} and {}", spec.key.0, spec.message.app_id, spec.memory, spec.disk)
         }
         Effect::CancelStaging(key) => format!("cancel staging {}", key.0),
+        Effect::ReportStaging { task, reply } => format!("report {}: {}", task.0, show_staged(reply)),
         Effect::Transitioned { instance, app_id, instance_id: _, index, from, to, why } => {
             let why = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
             format!("{app_id}/{index} ({}) {from} → {to}{why}", instance.0)
@@ -214,14 +215,18 @@ fn show_answer(answer: &Answer) -> String {
         Answer::Found(found) => format!("{}/{} {} {}", found.app_id, found.index, found.version, found.state),
         Answer::Status(it) => format!("max {} reserved {} used {}", it.max_memory, it.reserved_memory, it.used_memory),
         Answer::Setup(reply) => format!("setup of {}: {}", reply.task_id, reply.error.as_deref().unwrap_or("ok")),
-        Answer::Staged(reply) => {
-            let droplet = reply.droplet_sha1.as_ref().map_or("no droplet", |sha1| &sha1.as_str()[..1]);
-            format!("staging of {}: {}, {droplet}", reply.task_id, reply.error.as_deref().unwrap_or("ok"))
-        }
+        Answer::Staged(reply) => show_staged(reply),
+        Answer::Accepted => "accepted".to_owned(),
+        Answer::Unavailable(why) => format!("unavailable: {why}"),
         Answer::Component(it) => format!("component up {}", it.uptime.as_deref().unwrap_or("?")),
         Answer::Files(at) => format!("files {at:?}"),
         Answer::Varz(varz) => format!("varz of {} instances", varz.instances.len()),
     }
+}
+
+fn show_staged(reply: &dewar_protocol::StagingReply) -> String {
+    let droplet = reply.droplet_sha1.as_ref().map_or("no droplet", |sha1| &sha1.as_str()[..1]);
+    format!("staging of {}: {}, {droplet}", reply.task_id, reply.error.as_deref().unwrap_or("ok"))
 }
 
 #[test]

@@ -9,10 +9,11 @@ fn task(key: u64, app: &str) -> StagingTask {
     StagingTask {
         key: TaskKey(key),
         message: Arc::new(staging_message(app, "task")),
-        reply_to: None,
+        requester: Requester::Bus(None),
         reserved: Reservation { memory: Mib(300), disk: Mib(500) },
         deadline: at(100 + key).mono,
         state: TaskState::SettingUp,
+        start: StartWhen::Over,
     }
 }
 
@@ -30,7 +31,7 @@ fn droplet() -> Box<StagedDroplet> {
 fn replies(task: &mut StagingTask, event: StagingEvent) -> (Option<String>, Option<String>) {
     let error = |error: Option<String>| error.unwrap_or_else(|| "-".to_owned());
     let step = task.handle(event);
-    (step.setup.map(|reply| error(reply.error)), step.end.map(|end| error(end.reply.error)))
+    (step.setup.map(|reply| error(reply.error)), step.reply.map(|reply| error(reply.error)))
 }
 
 #[test]
@@ -55,8 +56,8 @@ fn two_replies_in_order() {
 #[test]
 fn the_second_reply_says_what_was_staged() {
     let mut task = task(1, "shop");
-    let end = task.handle(StagingEvent::Finished(Ok(droplet()))).end.unwrap();
-    assert_eq!(end.droplet, Some(droplet()));
+    let step = task.handle(StagingEvent::Finished(Ok(droplet())));
+    assert_eq!((step.is_over, step.start), (true, Some(sha1('b'))));
     let expected = StagingReply {
         task_id: "task".into(),
         task_streaming_log_url: None,
@@ -69,7 +70,7 @@ fn the_second_reply_says_what_was_staged() {
         error: None,
         error_info: None,
     };
-    assert_eq!(end.reply, expected);
+    assert_eq!(*step.reply.unwrap(), expected);
 }
 
 #[test]
@@ -77,11 +78,12 @@ fn the_second_reply_says_why_nothing_was_staged() {
     let mut task = task(1, "shop");
     let info = ErrorInfo { kind: StagingFailure::NoAppDetectedError, message: "what is it?".to_owned() };
     let error = StagingError { message: "Script exited with status 1".to_owned(), info: Some(info.clone()) };
-    let end = task.handle(StagingEvent::Finished(Err(error))).end.unwrap();
-    assert_eq!(end.droplet, None);
-    assert_eq!(end.reply.error_info, Some(info));
-    assert_eq!(end.reply.droplet_sha1, None);
-    assert_eq!(end.reply.app_id, Some("shop".into()));
+    let step = task.handle(StagingEvent::Finished(Err(error)));
+    assert_eq!((step.is_over, step.start), (true, None));
+    let reply = step.reply.unwrap();
+    assert_eq!(reply.error_info, Some(info));
+    assert_eq!(reply.droplet_sha1, None);
+    assert_eq!(reply.app_id, Some("shop".into()));
 }
 
 #[test]

@@ -18,6 +18,9 @@ use crate::transfer::{Retry, Transfers, parse_http, without_secrets};
 
 const PARTIAL: &str = ".partial";
 
+/// Buildpacks that are fetched ahead at most.
+const MAX_AHEAD: usize = 100;
+
 /// Bytes of a key.
 const MAX_KEY: usize = 200;
 
@@ -101,6 +104,28 @@ impl AdminBuildpacks {
         }
         self.remove_unused().await;
         Ok(candidates)
+    }
+
+    /// Fetches what is missing, one after the other, and removes nothing. A staging waits for one of them at most.
+    pub(in crate::staging) async fn fetch_ahead(&self, wanted: &[AdminBuildpack], transfers: &Transfers, stop: &CancellationToken) {
+        if wanted.len() > MAX_AHEAD {
+            warn!(buildpacks = wanted.len(), limit = MAX_AHEAD, "not all buildpacks are fetched ahead");
+        }
+        for buildpack in wanted.iter().take(MAX_AHEAD) {
+            if !is_key(&buildpack.key) || parse_http(buildpack.url.expose()).is_none() {
+                warn!(uri = without_secrets(buildpack.url.expose()), "buildpack without a usable key or URL left out");
+                continue;
+            }
+            let Some(_pass) = stop.run_until_cancelled(self.pass.lock()).await else { return };
+            let fetched = match self.present(&buildpack.key) {
+                Ok(Some(_)) => continue,
+                Ok(None) => self.fetch(buildpack, transfers, stop).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = fetched {
+                warn!(key = buildpack.key, %error, "buildpack not fetched ahead");
+            }
+        }
     }
 
     fn present(&self, key: &str) -> Result<Option<Candidate>, BuildpackSetupError> {

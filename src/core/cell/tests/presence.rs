@@ -249,3 +249,29 @@ fn no_more_instances_are_taken_than_a_heartbeat_can_tell_of() {
     run_many(&mut scene, 100);
     assert_eq!(scene.cell.registry.len(), 100);
 }
+
+#[test]
+fn health_managers_that_are_told_another_way_are_told_without_a_bus_too() {
+    let mut config = config();
+    config.heartbeats_without_bus = true;
+    let mut scene = Scene::offline(config);
+    assert_eq!(scene.next_wake(), Some(10));
+    let beats = |effects: Vec<Effect>| effects.iter().filter(|effect| matches!(effect, Effect::Publish(Publication::Heartbeat(_)))).count();
+    assert_eq!(beats(scene.at(10).take(Input::Wake)), 1, "before there has been any bus");
+    scene.take(Input::Bus(BusEvent::Up));
+    scene.take(Input::Bus(BusEvent::Down));
+    assert_eq!(beats(scene.at(20).take(Input::Wake)), 1, "while it is down");
+    assert_eq!(scene.next_wake(), Some(30));
+}
+
+#[test]
+fn the_address_of_the_https_api_is_advertised_where_there_is_one() {
+    let advertised = |config| {
+        let effects = Scene::new(config).take(request(Request::Locate));
+        let [Effect::Publish(Publication::Advertise(advertise))] = &effects[..] else { panic!("{effects:?}") };
+        advertise.url.clone()
+    };
+    assert_eq!(advertised(config()), None);
+    let url = "https://dea.service:1234".to_owned();
+    assert_eq!(advertised(CellConfig { url: Some(url.clone()), ..config() }), Some(url));
+}
