@@ -67,6 +67,20 @@ async fn heartbeats_are_posted_and_the_connection_is_kept() {
 }
 
 #[tokio::test]
+async fn one_that_takes_no_heartbeat_is_not_asked_again() {
+    let authority = Authority::new();
+    let (url, mut told) = listener(&authority, Some("HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n")).await;
+    let tls = ClientTls::new(Some(&pair(&authority)), Some(authority.pem().as_bytes())).unwrap();
+    let hm9000 = hm9000(&url, tls);
+    hm9000.beat(Bytes::from_static(b"{}"));
+    hm9000.tasks.close();
+    hm9000.tasks.wait().await;
+    assert!(told.try_recv().is_ok());
+    assert!(told.try_recv().is_err(), "the next heartbeat tells the same, and later news");
+    assert_eq!(hm9000.slots.available_permits(), CONCURRENT);
+}
+
+#[tokio::test]
 async fn neither_side_talks_to_strangers() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let (url, mut told) = listener(&authority, Some(TAKEN)).await;
