@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, also in the functions around it")]
 
+#[path = "tidy/conformance.rs"]
+mod conformance;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
