@@ -125,6 +125,8 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
+    use crate::config::StagingReplyKeys;
+    use crate::outbox::Manners;
 
     /// As an agent has them, with a driver that the test plays. There is no NATS server.
     async fn sources() -> (Sources, mpsc::Receiver<Asked>) {
@@ -141,11 +143,13 @@ mod tests {
             sandbox_allocation: "pooled".to_owned(),
             hardening: Value::Null,
         };
+        let manners =
+            Manners { split_heartbeats: false, greeting_inbox: String::new(), reply_keys: StagingReplyKeys::Superset, hm9000: None };
         let sources = Sources {
             facts,
             metrics: MetricsConfig { interval: Duration::from_secs(30), max_instances: 1 },
             requests,
-            outbox: Outbox::new(bus.clone(), String::new(), false).0,
+            outbox: Outbox::new(bus.clone(), manners).0,
             logs: Logs::start(bus.clone(), None, &TaskTracker::new()).unwrap(),
             bus,
             log_counts: LogCounts::default(),
