@@ -127,7 +127,9 @@ fn a_deas_own_file_is_accepted() {
     assert_eq!(config.files, Some(files));
     assert_eq!(config.compat.evacuation, Evacuation::Deterministic { bail_out: Duration::from_secs(115) });
     assert_eq!(config.controller.as_ref().unwrap().url.expose().as_str(), "https://internal:secret@cc.example.net:9022/");
-    assert!(!config.effective_yaml().contains("secret"), "{}", config.effective_yaml());
+    for secret in [":secret", "loggregator-secret"] {
+        assert!(!config.effective_yaml().contains(secret), "{secret} in {}", config.effective_yaml());
+    }
 }
 
 #[test]
