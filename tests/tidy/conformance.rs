@@ -13,8 +13,11 @@ const TABLE: &str = "tests/protocol/CONFORMANCE.md";
 /// The checklist's items are numbered from 1 to this.
 const ITEMS: u32 = 614;
 
-/// Items of what is resumed after a restart, which is not there yet: no line may claim one of them.
-const OPEN: &[u32] = &[37, 44, 227, 258, 283, 300, 367, 368, 369, 370, 371, 372, 373, 374, 375, 376, 466];
+/// Items of what is saved for the next process, which is not there yet: no line may claim one of them.
+const OPEN: &[u32] = &[
+    37, 44, 161, 162, 199, 201, 202, 203, 204, 206, 227, 258, 271, 283, 285, 300, 367, 368, 369, 370, 371, 372, 373, 374, 375, 376, 417,
+    433, 466, 613,
+];
 
 /// A reason in fewer words than this tells nobody anything.
 const LEAST_WORDS: usize = 5;
