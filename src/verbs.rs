@@ -159,6 +159,7 @@ async fn connect(args: &BusArgs, advertise: Option<AdvertiseHost>) -> Result<Cli
         auth: args.creds.clone().map_or(BusAuth::None, BusAuth::CredentialsFile),
         tls: args.ca.clone().map(|ca_file| BusTls { ca_file: Some(ca_file), ..BusTls::default() }),
         name: "dewar client".to_owned(),
+        ..BusConfig::default()
     };
     Client::connect(config, &home_dir(&args.home)?, advertise.unwrap_or_default()).await
 }

@@ -16,7 +16,7 @@ use crate::BusError;
 /// A server that does not finish the handshake within this time counts as unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A silent connection is probed this often; after two unanswered probes it counts as lost.
+/// How often a silent connection is probed, where nobody wants anything else.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Which NATS servers to use, and how to identify oneself.
@@ -31,6 +31,8 @@ pub struct BusConfig {
     pub tls: Option<BusTls>,
     /// The name under which the server lists this client.
     pub name: String,
+    /// A silent connection is probed this often; after two unanswered probes it counts as lost. `None`: every 30 s.
+    pub ping_interval: Option<Duration>,
 }
 
 impl fmt::Debug for BusConfig {
@@ -41,6 +43,7 @@ impl fmt::Debug for BusConfig {
             .field("auth", &self.auth)
             .field("tls", &self.tls)
             .field("name", &self.name)
+            .field("ping_interval", &self.ping_interval)
             .finish()
     }
 }
@@ -118,7 +121,7 @@ pub(crate) async fn connect_options(config: &BusConfig, servers: &Servers) -> Re
         .name(&config.name)
         .retry_on_initial_connect()
         .connection_timeout(CONNECT_TIMEOUT)
-        .ping_interval(PING_INTERVAL);
+        .ping_interval(config.ping_interval.unwrap_or(PING_INTERVAL));
     if let Some(tls) = &config.tls {
         options = with_tls(options.require_tls(true), tls).await?;
     }

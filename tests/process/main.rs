@@ -9,6 +9,7 @@ mod controller;
 mod harness;
 mod health_manager;
 mod nats;
+mod outages;
 
 mod bare_protocol;
 mod dev;
@@ -17,6 +18,7 @@ mod files;
 mod hardening;
 mod hostile_messages;
 mod leaving;
+mod signals;
 mod slow_consumer;
 mod telemetry;
 mod three_processes;

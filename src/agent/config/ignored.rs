@@ -20,8 +20,6 @@ const TYPES: &[(&str, Kind)] = &[
     ("dea_ruby", Kind::Text),
     ("directory_server.file_api_port", Kind::Whole),
     ("directory_server.logging", Kind::Section),
-    ("evacuation_bail_out_time_in_seconds", Kind::Whole),
-    ("evacuation_delay_secs", Kind::Whole),
     ("hooks", Kind::Section),
     ("hooks.before_start", Kind::Text),
     ("hooks.after_start", Kind::Text),

@@ -20,6 +20,7 @@ pub(super) const KEYS: &[(&str, &str, &str)] = &[
     ("nats.token", "secret", "Token for all servers."),
     ("nats.nkey_seed_file", "/etc/dewar/agent.nk", "File with the seed of an nkey."),
     ("nats.credentials_file", "/etc/dewar/agent.creds", "NATS credentials file."),
+    ("nats.ping_interval_in_seconds", "", "Seconds between probes of a silent connection; after two without an answer it counts as lost."),
     ("nats.tls.ca", "/etc/dewar/nats-ca.pem", "Authorities of the servers' certificates. With any key of this section TLS is a must."),
     ("nats.tls.cert", "/etc/dewar/nats.pem", "The agent's own certificate."),
     ("nats.tls.key", "/etc/dewar/nats.key", "Key of that certificate."),

@@ -2,11 +2,12 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::time::Duration;
 
 use dewar_bus::{BusAuth, BusConfig, BusTls};
 use dewar_protocol::Secret;
 
-use super::check::file;
+use super::check::{DAY, file};
 use super::reader::Reader;
 
 /// Bytes of the largest file with an nkey seed; a seed has 58.
@@ -27,7 +28,13 @@ pub(super) fn bus(reader: &mut Reader, index: u32) -> BusConfig {
     } else if servers.is_empty() {
         reader.error("nats_servers", "must name at least one server");
     }
-    BusConfig { servers, auth: bus_auth(reader), tls: bus_tls(reader), name: format!("dewar-agent-{index}") }
+    BusConfig {
+        servers,
+        auth: bus_auth(reader),
+        tls: bus_tls(reader),
+        name: format!("dewar-agent-{index}"),
+        ping_interval: Some(reader.seconds("nats.ping_interval_in_seconds", Duration::from_secs(30), 0.1..=DAY)),
+    }
 }
 
 fn bus_auth(reader: &mut Reader) -> BusAuth {

@@ -64,7 +64,7 @@ async fn files_and_seeds_are_checked_before_connecting() {
         key_file: None,
     };
     let check = async |auth: BusAuth, tls: Option<BusTls>| {
-        let config = BusConfig { servers: vec!["a".to_owned()], auth, tls, name: String::new() };
+        let config = BusConfig { servers: vec!["a".to_owned()], auth, tls, ..BusConfig::default() };
         connect_options(&config, &Servers::parse(&config.servers).unwrap()).await.map(drop)
     };
     let error = check(BusAuth::None, Some(tls(Some(&missing), None))).await.unwrap_err();

@@ -14,7 +14,7 @@ const MAX_SEED_FILE_BYTES: u64 = 4096;
 
 pub(super) fn read(root: &mut Section, findings: &mut Findings, index: u32) -> BusConfig {
     let servers: Vec<String> = root.take(findings, "nats_servers").unwrap_or_default();
-    let mut bus = BusConfig { servers, auth: BusAuth::None, tls: None, name: format!("dewar-router-{index}") };
+    let mut bus = BusConfig { servers, name: format!("dewar-router-{index}"), ..BusConfig::default() };
     match root.take::<Value>(findings, "nats") {
         Some(Value::Array(listed)) => read_list(&mut bus, root, listed, findings),
         Some(value) => match root.within("nats", value) {
