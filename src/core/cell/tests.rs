@@ -1,6 +1,7 @@
 //! Scenarios: inputs on the left, everything that they make the agent do on the right, one line an effect.
 
 mod compat;
+mod corners;
 mod evacuation;
 mod files;
 mod instances;
