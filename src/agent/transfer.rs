@@ -5,7 +5,7 @@
 
 use std::error::Error;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dewar_protocol::{Bytes, DropletSha1, Secret};
@@ -107,10 +107,12 @@ pub enum DownloadError {
         uri: String,
     },
     /// Our disk failed.
-    #[error("Error downloading: cannot store {uri}: {source}")]
+    #[error("Error downloading: cannot store {uri} in {folder}: {source}")]
     Disk {
         /// The URL without secrets.
         uri: String,
+        /// Where it should go.
+        folder: PathBuf,
         /// Why.
         source: io::Error,
     },
@@ -202,7 +204,7 @@ impl Transfers {
     async fn attempt(&self, url: &Url, shown: &str, folder: &Path, limit: Bytes) -> Result<Downloaded, DownloadError> {
         let uri = || shown.to_owned();
         let broken = |error: reqwest::Error| DownloadError::Transport { reason: reason(&error), uri: uri() };
-        let disk = |source: io::Error| DownloadError::Disk { uri: uri(), source };
+        let disk = |source: io::Error| DownloadError::Disk { uri: uri(), folder: folder.to_owned(), source };
         let mut response = self.downloads.get(url.clone()).send().await.map_err(broken)?;
         if response.status() != reqwest::StatusCode::OK {
             return Err(DownloadError::Status { status: response.status().as_u16(), uri: uri() });

@@ -79,7 +79,8 @@ impl World {
         last
     }
 
-    fn try_stage(&mut self, task: &str, package: Vec<u8>) -> Value {
+    /// Stages a package; yields the last reply.
+    pub(crate) fn try_stage(&mut self, task: &str, package: Vec<u8>) -> Value {
         self.blobs.put("package", package);
         let message = json!({
             "app_id": APP, "task_id": task,

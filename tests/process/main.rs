@@ -12,7 +12,9 @@ mod nats;
 mod outages;
 
 mod bare_protocol;
+mod descriptors;
 mod dev;
+mod disk;
 mod faults;
 mod files;
 mod hardening;

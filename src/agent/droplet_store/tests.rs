@@ -91,6 +91,48 @@ async fn a_droplet_with_another_digest_is_refused_and_nothing_stays() {
 }
 
 #[tokio::test]
+async fn a_blobstore_that_misbehaves_leaves_nothing_and_the_next_fetch_succeeds() {
+    let dir = tempfile::tempdir().unwrap();
+    let droplet = droplet();
+    let (half, mut altered) = (droplet[..droplet.len() / 2].to_vec(), droplet.clone());
+    altered[20] ^= 1;
+    let transport = "Error downloading: Response status: unknown, Error: ";
+    let cases = [
+        (Answer::Cut { announced: droplet.len(), body: half.clone() }, transport),
+        (Answer::Stall { announced: droplet.len(), body: half.clone() }, transport),
+        (Answer::Drip { body: droplet.clone(), pause: 200 }, transport),
+        (Answer::Close, transport),
+        (Answer::Hang, transport),
+        (Answer::ok(half), "Error downloading: SHA1 mismatch"),
+        (Answer::ok(altered), "Error downloading: SHA1 mismatch"),
+        (Answer::ok(""), "Error downloading: SHA1 mismatch"),
+        (Answer::status(500, ""), "Error downloading: HTTP status: 500 "),
+        (Answer::status(206, droplet.clone()), "Error downloading: HTTP status: 206 "),
+    ];
+    let config = TransferConfig {
+        inactivity_timeout: Duration::from_millis(300),
+        total_timeout: Duration::from_secs(2),
+        pause: Duration::from_millis(1),
+        ..TransferConfig::default()
+    };
+    let store = DropletStore::open(&dir.path().join("droplets"), Transfers::new(config).unwrap()).unwrap();
+    let sha1 = sha1_of(&droplet);
+    for (answer, expected) in cases {
+        let shown = format!("{answer:?}");
+        let shown = &shown[..shown.len().min(40)];
+        let server = Server::start(move |_| answer.clone()).await;
+        let uri = Secret(format!("http://up:secret@{}/droplet?sig=secret", server.address));
+        let error = store.fetch(&sha1, Some(&uri)).await.unwrap_err().to_string();
+        assert!(error.starts_with(expected) && !error.contains("secret"), "{shown}: {error}");
+        assert!(!store.archive(&sha1).exists() && store.hold(&sha1).await.unwrap().is_none(), "{shown}");
+        assert_eq!(fs::read_dir(dir.path().join("droplets/.partial")).unwrap().count(), 0, "{shown}: nothing stays");
+    }
+    let good = Server::start(move |_| Answer::ok(droplet.clone())).await;
+    store.fetch(&sha1, Some(&Secret(good.url("/")))).await.unwrap();
+    assert!(store.hold(&sha1).await.unwrap().is_some());
+}
+
+#[tokio::test]
 async fn a_droplet_that_was_changed_on_disk_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|_| Answer::ok(droplet())).await;

@@ -9,16 +9,20 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use dewar_protocol::LogStream;
 use rustix::fs::OFlags;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Bytes after which a file becomes `….log.1`, in place of the one before: an instance's four files take at most four times this.
 const FILE_BYTES: u64 = 512 << 10;
 
 /// Files that are open at a time; the one that was not written for longest is closed for another.
 const OPEN: usize = 128;
+
+/// After the disk has failed, an instance's lines are dropped for so long before it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Where the log files of one instance are. Nothing that an app brought or made is in either place.
 #[derive(Debug)]
@@ -35,6 +39,7 @@ pub(super) struct LogWriter {
     /// By the address of whose it is, and its name.
     files: HashMap<(usize, &'static str), LogFile>,
     most: usize,
+    retry: Duration,
     /// Counts lines, to tell which file was written last.
     lines: u64,
 }
@@ -43,21 +48,32 @@ pub(super) struct LogWriter {
 struct LogFile {
     /// Whose it is; once all others have dropped it there are no more lines.
     of: Weak<InstanceLogFiles>,
-    /// `None` after the disk failed; further lines are not written.
-    file: Option<File>,
+    target: Target,
     /// Where it is, as long as its instance has not crashed.
     path: PathBuf,
     bytes: u64,
     written: u64,
 }
 
+/// Where the next line goes.
+#[derive(Debug)]
+enum Target {
+    /// To a file that has yet to be opened.
+    New,
+    File(File),
+    /// Nowhere: the instance's files are gone.
+    Gone,
+    /// Nowhere for a while: the disk has failed.
+    Failed(Instant),
+}
+
 impl LogWriter {
     pub(super) fn new() -> Self {
-        Self { files: HashMap::new(), most: OPEN, lines: 0 }
+        Self { files: HashMap::new(), most: OPEN, retry: RETRY, lines: 0 }
     }
 
-    /// Appends a line. A failure is logged and ends the writing of this file, for as long as it is remembered: a full disk must not
-    /// harm the instance.
+    /// Appends a line. When the disk fails it is dropped, and so are those that follow until the disk has recovered: a full disk
+    /// must not harm the instance.
     pub(super) fn write(&mut self, of: &Arc<InstanceLogFiles>, stream: LogStream, text: &str) {
         self.lines += 1;
         let name = match stream {
@@ -68,13 +84,11 @@ impl LogWriter {
         let key = (Arc::as_ptr(of).addr(), name);
         if !self.files.contains_key(&key) {
             self.make_room();
-            self.files.insert(key, LogFile::open(of, name));
+            self.files.insert(key, LogFile::new(of, name));
         }
-        let Some(file) = self.files.get_mut(&key) else { return };
-        file.written = self.lines;
-        if let Err(error) = file.append(text) {
-            warn!(path = %file.path.display(), %error, "instance's log file given up");
-            file.file = None;
+        if let Some(file) = self.files.get_mut(&key) {
+            file.written = self.lines;
+            file.write(of, name, text, self.retry);
         }
     }
 
@@ -91,43 +105,75 @@ impl LogWriter {
 }
 
 impl LogFile {
-    fn open(of: &Arc<InstanceLogFiles>, name: &str) -> Self {
-        let path = of.logs.join(name);
-        let opened = open(&path).or_else(|error| match error.kind() {
+    fn new(of: &Arc<InstanceLogFiles>, name: &str) -> Self {
+        Self { of: Arc::downgrade(of), target: Target::New, path: of.logs.join(name), bytes: 0, written: 0 }
+    }
+
+    fn write(&mut self, of: &InstanceLogFiles, name: &str, text: &str, retry: Duration) {
+        let failed = match &self.target {
+            Target::Failed(since) if since.elapsed() < retry => return,
+            Target::Failed(_) => true,
+            Target::New | Target::File(_) | Target::Gone => false,
+        };
+        let written = self.open(of, name).and_then(|target| self.append(target, text));
+        let path = self.path.display();
+        match written {
+            Ok(target) => {
+                if failed && matches!(target, Target::File(_)) {
+                    info!(%path, "instance's log file is written again");
+                }
+                self.target = target;
+            }
+            Err(error) => {
+                if !failed {
+                    warn!(%path, %error, "instance's log file cannot be written, lines are dropped until it can");
+                }
+                self.target = Target::Failed(Instant::now());
+            }
+        }
+    }
+
+    /// What to write to: the file that is open, or one that is opened now.
+    fn open(&mut self, of: &InstanceLogFiles, name: &str) -> io::Result<Target> {
+        match std::mem::replace(&mut self.target, Target::New) {
+            target @ (Target::File(_) | Target::Gone) => return Ok(target),
+            Target::New | Target::Failed(_) => {}
+        }
+        let opened = open(&self.path).or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => open(&of.crashed_logs.join(name)),
             _ => Err(error),
         });
-        let opened = opened.and_then(|file| Ok((file.metadata()?.len(), file)));
-        let (bytes, file) = match opened {
-            Ok((bytes, file)) => (bytes, Some(file)),
-            Err(error) => {
-                // A last line may come when the instance's files are gone already.
-                if error.kind() != io::ErrorKind::NotFound {
-                    warn!(path = %path.display(), %error, "instance's log file cannot be written");
-                }
-                (0, None)
+        match opened {
+            Ok(file) => {
+                self.bytes = file.metadata()?.len();
+                Ok(Target::File(file))
             }
-        };
-        Self { of: Arc::downgrade(of), file, path, bytes, written: 0 }
+            // A last line may come when the instance's files are gone already.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Target::Gone),
+            Err(error) => Err(error),
+        }
     }
 
-    fn append(&mut self, text: &str) -> io::Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
+    /// Yields where the line after this one goes.
+    fn append(&mut self, target: Target, text: &str) -> io::Result<Target> {
+        let Target::File(mut file) = target else { return Ok(target) };
         let mut line = Vec::with_capacity(text.len() + 1);
         line.extend_from_slice(text.as_bytes());
         line.push(b'\n');
-        file.write_all(&line)?;
-        self.bytes = self.bytes.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
-        if self.bytes >= FILE_BYTES {
-            // An instance that is gone has no more lines to come, so that its last file may grow beyond the bound by some.
-            match fs::rename(&self.path, self.path.with_added_extension("1")) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                moved => moved?,
-            }
-            self.file = Some(open(&self.path)?);
-            self.bytes = 0;
+        if let Err(error) = file.write_all(&line) {
+            // Where half a line would stay, the next one would be its other half.
+            let _ = file.set_len(self.bytes);
+            return Err(error);
         }
-        Ok(())
+        self.bytes = self.bytes.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
+        if self.bytes < FILE_BYTES {
+            return Ok(Target::File(file));
+        }
+        // An instance that is gone has no more lines to come, so that its last file may grow beyond the bound by some.
+        match fs::rename(&self.path, self.path.with_added_extension("1")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Target::File(file)),
+            moved => moved.map(|()| Target::New),
+        }
     }
 }
 
@@ -187,6 +233,30 @@ mod tests {
         for files in &instances {
             assert_eq!(fs::read_to_string(files.logs.join("stdout.log")).unwrap(), "one\ntwo\n");
         }
+    }
+
+    #[test]
+    fn lines_are_dropped_while_the_disk_fails_and_written_when_it_has_recovered() {
+        let base = tempfile::tempdir().unwrap();
+        let (files, mut writer) = (instance(base.path()), LogWriter { retry: Duration::ZERO, ..LogWriter::new() });
+        let path = files.logs.join("stdout.log");
+        writer.write(&files, LogStream::Out, "one");
+        // Every write to this device says that no space is left.
+        let full = File::options().append(true).open("/dev/full").unwrap();
+        writer.files.values_mut().next().unwrap().target = Target::File(full);
+        writer.write(&files, LogStream::Out, "lost");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\n");
+        writer.write(&files, LogStream::Out, "two");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+
+        let mut patient = LogWriter { retry: Duration::from_secs(3600), ..LogWriter::new() };
+        patient.write(&files, LogStream::Out, "three");
+        let full = File::options().append(true).open("/dev/full").unwrap();
+        patient.files.values_mut().next().unwrap().target = Target::File(full);
+        for _ in 0..3 {
+            patient.write(&files, LogStream::Out, "lost");
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\nthree\n", "a disk that has failed is not tried with each line");
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub(super) enum Failure {
     Store(#[from] StoreError),
     #[error("Error staging: failed to {what}: {source}")]
     Disk { what: &'static str, source: std::io::Error },
+    #[error("Error staging: failed to store {entry:?} of the app package: {source}")]
+    StorePackage { entry: String, source: std::io::Error },
     #[error("Error staging: failed to {0}")]
     Agent(String),
     #[error(transparent)]
@@ -92,7 +94,13 @@ impl Failure {
             }
             Self::Buildpack { .. } => Some(StagingFailure::StagingError),
             Self::UnknownStack(_) | Self::Egress(_) | Self::Buildpacks(_) | Self::Download(_) | Self::TimedOut => None,
-            Self::Pack(_) | Self::Store(_) | Self::Disk { .. } | Self::Agent(_) | Self::Upload(_) | Self::Stopped => None,
+            Self::Pack(_)
+            | Self::Store(_)
+            | Self::Disk { .. }
+            | Self::StorePackage { .. }
+            | Self::Agent(_)
+            | Self::Upload(_)
+            | Self::Stopped => None,
         }
     }
 }
@@ -109,7 +117,7 @@ impl From<UnpackError> for Failure {
     fn from(error: UnpackError) -> Self {
         match error {
             UnpackError::Tree(TreeError::Cancelled) => Self::Stopped,
-            UnpackError::Tree(TreeError::Write { source, .. }) => Self::Disk { what: "store the app package", source },
+            UnpackError::Tree(TreeError::Write { entry, source }) => Self::StorePackage { entry, source },
             error => Self::Package(error),
         }
     }

@@ -139,6 +139,42 @@ async fn a_cut_connection_is_no_file() {
 }
 
 #[tokio::test]
+async fn a_server_that_lies_about_the_length_is_not_believed() {
+    // Less than was announced, in whatever way it ends.
+    for lie in [Answer::Cut { announced: 1000, body: b"some".to_vec() }, Answer::Stall { announced: 1000, body: b"some".to_vec() }] {
+        let server = Server::start(move |_| lie.clone()).await;
+        let text = failure(&server.url("/")).await;
+        assert!(text.starts_with("Error downloading: Response status: unknown, Error: "), "{text}");
+        assert_eq!(server.requests().len(), 3, "it may do better the next time");
+    }
+    // More than was announced: what was announced is the file, and its digest says whether it is the right one.
+    let server = Server::start(|_| Answer::Cut { announced: 4, body: b"some and more".to_vec() }).await;
+    let folder = tempfile::tempdir().unwrap();
+    let downloaded = get(&server.url("/"), folder.path()).await.unwrap();
+    assert_eq!(fs::read(downloaded.file.path()).unwrap(), b"some");
+    // So much that it is not even begun.
+    let server = Server::start(|_| Answer::Cut { announced: usize::MAX >> 1, body: b"some".to_vec() }).await;
+    assert!(failure(&server.url("/")).await.starts_with("Error downloading: more than 1048576 bytes"));
+    // A length that is none.
+    let headers = vec![("Content-Length", "many".to_owned())];
+    let server = Server::start(move |_| Answer::Full { status: 200, headers: headers.clone(), body: b"x".to_vec() }).await;
+    let text = failure(&server.url("/")).await;
+    assert!(text.starts_with("Error downloading: Response status: unknown, Error: "), "{text}");
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_is_named_and_it_is_not_tried_again() {
+    let server = Server::start(|_| Answer::ok("hello")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let gone = folder.path().join("gone");
+    let uri = format!("http://up:secret@{}/package?sig=s", server.address);
+    let text = get(&uri, &gone).await.unwrap_err().to_string();
+    let stored = format!("Error downloading: cannot store {}?… in {}: ", server.url("/package"), gone.display());
+    assert!(text.starts_with(&stored) && text.contains("No such file or directory"), "{text}");
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[tokio::test]
 async fn more_than_the_limit_is_refused_announced_or_not() {
     let folder = tempfile::tempdir().unwrap();
     let honest = Server::start(|_| Answer::ok(vec![0; 11])).await;
