@@ -224,16 +224,21 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
 /// Serves until told to stop and the last request is done.
 async fn run(listener: TcpListener, app: &Arc<App>, orders: &Orders, connections: &mut JoinSet<()>) {
     let mut trim = tokio::time::interval(TRIM);
+    // Told once for each time that there are no descriptors: thousands of instances may be short of them at once.
+    let mut told = false;
     loop {
         let room = connections.len() < app.limits.connections;
         tokio::select! {
             () = orders.stop.cancelled() => break,
             accepted = listener.accept(), if room => match accepted {
                 Ok((stream, _)) => {
+                    told = false;
                     connections.spawn(connection(stream, app.clone(), orders.clone()));
                 }
                 Err(error) => {
-                    warn!(%error, "cannot accept a connection for an instance");
+                    if !std::mem::replace(&mut told, true) {
+                        warn!(%error, "cannot accept a connection for an instance");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },

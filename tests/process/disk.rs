@@ -56,11 +56,20 @@ impl Disk {
         fs::remove_file(self.path("filler")).unwrap();
     }
 
-    fn remount(&self, option: &str) {
+    /// Whoever opens something from now on finds the disk read-only. A mount that a lock is held on would not become so itself.
+    fn make_read_only(&self) {
+        self.run("mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\"");
+    }
+
+    fn make_writable(&self) {
+        self.run("umount -l \"$0\"");
+    }
+
+    fn run(&self, script: &str) {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.agent.to_string(), "-m"]).args(self.user.then_some("-U"));
-        let done = command.args(["mount", "-o", &format!("remount,{option}")]).arg(&self.base).status().unwrap();
-        assert!(done.success(), "remount {option}");
+        let done = command.args(["sh", "-c", script]).arg(&self.base).status().unwrap();
+        assert!(done.success(), "{script}");
     }
 }
 
@@ -68,6 +77,8 @@ impl Disk {
 struct Scene {
     world: World,
     sha1: Value,
+    /// Of instances that were started.
+    ports: Vec<Value>,
 }
 
 impl Scene {
@@ -79,7 +90,9 @@ impl Scene {
     /// Starts an instance; returns its port.
     fn run(&mut self, index: u32) -> u16 {
         self.start(index);
-        let route = self.world.nats.expect("router.register", |route| route.json["private_instance_index"] == json!(index.to_string()));
+        let known = self.ports.clone();
+        let route = self.world.nats.expect("router.register", |route| !known.contains(&route.json["port"]));
+        self.ports.push(route.json["port"].clone());
         u16::try_from(route.json["port"].as_u64().unwrap()).unwrap()
     }
 
@@ -127,7 +140,7 @@ fn scene(unshare: &str) -> (Scene, Disk) {
     let mut world = World::start_by(&["unshare", unshare, "sh", "-c", MOUNT, "sh"], "");
     let disk = Disk::of(&world, unshare);
     let sha1 = world.stage("first", World::package())["droplet_sha1"].clone();
-    (Scene { world, sha1 }, disk)
+    (Scene { world, sha1, ports: Vec::new() }, disk)
 }
 
 #[test]
@@ -170,7 +183,7 @@ fn a_read_only_disk_fails_what_writes_and_stops_nobody_from_serving_or_ending() 
     let (mut scene, disk) = scene(unshare);
     let (port, second) = (scene.run(0), scene.run(1));
 
-    disk.remount("ro");
+    disk.make_read_only();
     scene.everything_fails(2, "Read-only file system");
     scene.serves(port);
     let app = scene.world.start_message(1, &Value::Null)["droplet"].clone();
@@ -182,7 +195,7 @@ fn a_read_only_disk_fails_what_writes_and_stops_nobody_from_serving_or_ending() 
     });
     scene.line(&["directory not removed", "/base/instances/", "Read-only file system"]);
 
-    disk.remount("rw");
+    disk.make_writable();
     let third = scene.run(3);
     scene.serves(third);
     scene.serves(port);

@@ -56,14 +56,14 @@ impl Drop for Workspace {
     /// A buildpack that was interrupted may have a last file to make, so it takes more than one attempt at times. What is left
     /// after all of them belongs to nobody, and goes as such.
     fn drop(&mut self) {
-        for _ in 0..ATTEMPTS {
+        for attempt in 1..=ATTEMPTS {
             match remove_tree(&self.dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    warn!(path = %self.dir.display(), %error, "staging directory not removed")
+                Err(error) if error.kind() != io::ErrorKind::NotFound && attempt == ATTEMPTS => {
+                    warn!(path = %self.dir.display(), %error, "staging directory not removed");
                 }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => std::thread::sleep(PAUSE),
                 _ => break,
             }
-            std::thread::sleep(PAUSE);
         }
         self.dir.file_name().map(|name| self.all.live().remove(name));
     }

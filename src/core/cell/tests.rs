@@ -8,6 +8,7 @@ mod instances;
 mod presence;
 mod reaping;
 mod reports;
+mod resources;
 mod shutdown;
 mod staging;
 mod updates;
