@@ -32,7 +32,7 @@ impl Load {
                 return;
             }
             let host = format!("app-{}.example.net", number % APPS);
-            let answer = if number / APPS % 2 == 0 { get(router, &host, "/") } else { post(router, &host, "/", "a body") };
+            let answer = if (number / APPS).is_multiple_of(2) { get(router, &host, "/") } else { post(router, &host, "/", "a body") };
             match answer {
                 Some(response) if response.status == 200 => drop(self.answered.fetch_add(1, Ordering::Relaxed)),
                 other => self.failures.lock().unwrap().push(format!("{host}: {other:?}")),
@@ -45,7 +45,7 @@ impl Load {
         let before = self.answered.load(Ordering::Relaxed);
         crate::harness::eventually("answers", || (self.answered.load(Ordering::Relaxed) > before + 200).then_some(()));
         let failures = std::mem::take(&mut *self.failures.lock().unwrap());
-        println!(
+        eprintln!(
             "{during}: {} requests failed, {} were answered since the beginning",
             failures.len(),
             self.answered.load(Ordering::Relaxed)
