@@ -189,7 +189,9 @@ impl Agent {
         let effects = host.effects(&config, &outbox, &logs, reports, &tasks, &listening);
         let cell = Cell::new(host.cell_config(&config), host.rng);
         let (signals, signalled) = mpsc::channel(SIGNALS);
-        let driver = Driver { cell, effects, requests: asked, reports: reported, bus: bus.clone(), bus_events, stop, signals: signalled };
+        let left = host.left;
+        let driver =
+            Driver { cell, left, effects, requests: asked, reports: reported, bus: bus.clone(), bus_events, stop, signals: signalled };
         if let (Some(stagings), Some(controller)) = (&driver.effects.stagings, &driver.effects.controller) {
             stagings.fetch_ahead_from(controller.clone());
         }

@@ -1,12 +1,13 @@
 //! The agent's directory on disk: who may use it, what is in it, what a previous process left there. And the pid file.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use dewar_core::TaskKey;
-use dewar_protocol::InstanceId;
+use dewar_protocol::{InstanceId, InstanceState, Snapshot};
 use tracing::{info, warn};
 
 use crate::removal::remove_tree;
@@ -66,6 +67,11 @@ impl Paths {
         self.base.join("instances").join(id.as_str())
     }
 
+    /// What the next process has to know.
+    pub(crate) fn db(&self) -> PathBuf {
+        self.base.join("db")
+    }
+
     /// What is kept of a crash: `logs`.
     pub(crate) fn crash(&self, id: &InstanceId) -> PathBuf {
         self.base.join("crashes").join(id.as_str())
@@ -78,8 +84,7 @@ impl Paths {
 }
 
 impl BaseDir {
-    /// Makes the directory where it is missing, takes it for this process, and removes what a previous process left behind of
-    /// instances, crashes and staging logs: sandboxes do not outlive their process, and nobody remembers the others.
+    /// Makes the directory where it is missing, and takes it for this process.
     ///
     /// # Errors
     /// When another agent has it, or the disk fails.
@@ -99,10 +104,6 @@ impl BaseDir {
             Err(TryLockError::WouldBlock) => return Err(BaseDirError::InUse { path: base }),
             Err(TryLockError::Error(source)) => return Err(BaseDirError::Disk { path: lock_path, source }),
         }
-        for name in ["instances", "crashes", "staging_logs"] {
-            let dir = base.join(name);
-            sweep(&dir).map_err(disk(&dir))?;
-        }
         for name in DIRECTORIES {
             let dir = base.join(name);
             private_dir(&dir).map_err(disk(&dir))?;
@@ -113,6 +114,48 @@ impl BaseDir {
     pub(crate) fn paths(&self) -> &Paths {
         &self.paths
     }
+
+    /// Removes what an earlier process has left and nobody will ask for. Of what the snapshot names, the files of instances that are to
+    /// run again stay as they are, and the logs of those that have ended. Without a snapshot nothing of either stays.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn sweep(&self, snapshot: Option<&Snapshot>) -> Result<(), BaseDirError> {
+        let disk = |path: &Path| {
+            let path = path.to_owned();
+            move |source| BaseDirError::Disk { path, source }
+        };
+        let (mut living, mut ended) = (HashSet::new(), HashSet::new());
+        for instance in snapshot.into_iter().flat_map(|snapshot| &snapshot.instances) {
+            let handle = &instance.warden_handle;
+            match instance.state {
+                InstanceState::Running | InstanceState::Evacuating | InstanceState::Resuming => drop(living.insert(handle.as_str())),
+                InstanceState::Starting | InstanceState::Crashed => {
+                    keep_logs(&self.paths, handle).map_err(disk(&self.paths.crash(handle)))?;
+                    ended.insert(handle.as_str());
+                }
+                InstanceState::Born | InstanceState::Stopping | InstanceState::Stopped => {}
+            }
+        }
+        let nothing = HashSet::new();
+        for (name, kept) in
+            [("instances", &living), ("crashes", &ended), ("tmp", &nothing), ("staging", &nothing), ("staging_logs", &nothing)]
+        {
+            let dir = self.paths.base.join(name);
+            sweep(&dir, kept).map_err(disk(&dir))?;
+        }
+        Ok(())
+    }
+}
+
+/// An instance has ended, and its process with it: its logs become those of a crash, unless they are that already.
+fn keep_logs(paths: &Paths, handle: &InstanceId) -> io::Result<()> {
+    let (logs, crash) = (paths.instance(handle).join("logs"), paths.crash(handle));
+    if !logs.is_dir() || crash.join("logs").exists() {
+        return Ok(());
+    }
+    private_dir(&crash)?;
+    fs::rename(&logs, crash.join("logs"))
 }
 
 impl Drop for BaseDir {
@@ -128,16 +171,19 @@ fn private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn sweep(dir: &Path) -> io::Result<()> {
-    match fs::read_dir(dir).map(Iterator::count) {
-        Ok(0) => Ok(()),
-        Ok(count) => {
-            info!(dir = %dir.display(), count, "left-overs removed");
-            remove_tree(dir)
+fn sweep(dir: &Path, kept: &HashSet<&str>) -> io::Result<()> {
+    let mut count = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_none_or(|name| !kept.contains(name)) {
+            remove_tree(&entry.path())?;
+            count += 1;
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
     }
+    if count > 0 {
+        info!(dir = %dir.display(), count, "left-overs removed");
+    }
+    Ok(())
 }
 
 /// A file with this process's id. It is removed when this is dropped.
@@ -236,7 +282,8 @@ mod tests {
         for path in ["instances/1/app", "crashes/2/logs", "staging_logs/4/tmp", "droplets/3"] {
             fs::create_dir_all(dir.path().join(path)).unwrap();
         }
-        let _claimed = BaseDir::claim(dir.path()).unwrap();
+        let claimed = BaseDir::claim(dir.path()).unwrap();
+        claimed.sweep(None).unwrap();
         let there = ["instances/1", "crashes/2", "staging_logs/4", "droplets/3"].map(|path| dir.path().join(path).exists());
         assert_eq!(there, [false, false, false, true]);
     }

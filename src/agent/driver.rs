@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dewar_bus::Bus;
 use dewar_core::{BusEvent, Cell, Input, Mono, Now, Request, Signal, Wall};
+use dewar_protocol::Snapshot;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,8 @@ pub(crate) struct Asked {
 /// The owner of a cell.
 pub(crate) struct Driver {
     pub(crate) cell: Cell,
+    /// What an earlier process has left.
+    pub(crate) left: Option<Snapshot>,
     pub(crate) effects: Effects,
     pub(crate) requests: mpsc::Receiver<Asked>,
     pub(crate) reports: mpsc::Receiver<Input>,
@@ -52,6 +55,10 @@ impl Driver {
         let mut sampling = interval(SAMPLING);
         sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopping = false;
+        let left = self.left.take();
+        for effect in self.cell.resume(clock.now(), left) {
+            self.effects.carry_out(effect, &mut Asker::Nobody);
+        }
         loop {
             let wake = self.cell.next_wake().and_then(|mono| clock.instant(mono));
             let (inputs, mut asker) = tokio::select! {

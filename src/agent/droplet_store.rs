@@ -3,14 +3,16 @@
 //! `<dir>/<sha1>/droplet.tgz` is the archive. Its digest is checked before the first use in this process and again whenever the
 //! file is another one (device, inode, size or time of change), not at each start. `<dir>/<sha1>/unpacked/` is the archive unpacked,
 //! once per process: instances get a private copy of its `app/`, which shares blocks where the file system can, and all use its
-//! `droplet.wasm`. `<dir>/.partial/` holds what is not complete yet, and is emptied when the store is opened. Droplets that nobody
-//! uses stay as long as there is room for them: see [`eviction`].
+//! `droplet.wasm`. An instance that ran in an earlier process goes on with what that one had unpacked. `<dir>/.partial/` holds what is
+//! not complete yet, and is emptied when the store is opened. Droplets that nobody uses stay as long as there is room for them: see
+//! [`eviction`].
 //!
 //! A droplet is as hostile as a package: whoever can name a URL can send one.
 
 mod copy;
 mod eviction;
 mod manifest;
+mod reopen;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -388,7 +390,9 @@ impl Store {
         };
         let state_file = state_file.map_err(|cause| DropletError::Manifest { sha1: sha1.clone(), cause })?;
         let shared = self.dir.join(sha1.as_str()).join(UNPACKED);
-        match fs::remove_dir_all(&shared) {
+        // Whatever becomes of this process: what has this name is whole.
+        let old = tempfile::tempdir_in(&partial).map_err(at(&partial))?;
+        match fs::rename(&shared, old.path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&shared)(error).into()),
             _ => fs::rename(fresh.path(), &shared).map_err(at(&shared))?,
         }

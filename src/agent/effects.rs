@@ -17,6 +17,7 @@ use crate::housekeeping::Housekeeper;
 use crate::instances::Instances;
 use crate::logs::Logs;
 use crate::outbox::Outbox;
+use crate::snapshot::Saver;
 use crate::stagings::Stagings;
 use crate::telemetry::{Outcome, TARGET, Telemetry};
 
@@ -33,6 +34,7 @@ pub(crate) struct Effects {
     pub(crate) housekeeper: Housekeeper,
     pub(crate) logs: Logs,
     pub(crate) telemetry: Telemetry,
+    pub(crate) saver: Saver,
     /// Cancelled when no more requests are to be taken from the bus.
     pub(crate) listening: CancellationToken,
     /// About requests that the cell refuses.
@@ -97,6 +99,7 @@ impl Effects {
                 Some(controller) => controller.report(task, reply),
                 None => warn!(task_id = %reply.task_id, "there is no Cloud Controller to report to"),
             },
+            Effect::SaveSnapshot(image) => self.saver.save(image),
             Effect::Transitioned { instance, app_id, instance_id, index, from, to, why } => {
                 self.telemetry.transition(instance, to);
                 info!(%app_id, %instance_id, index, %from, %to, why, "instance transitioned");

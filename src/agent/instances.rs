@@ -6,6 +6,8 @@
 //! unpack the droplet → load its program → take a port → start → Launched → probe → Ready → wait → clean up → Exited
 //! ```
 //!
+//! One that has run in an earlier process finds its files as they were, and takes its old port where it can.
+//!
 //! In `<base>/instances/<instance id>` an instance has `app`, `tmp` and `logs`. When it was asked to stop, all of it is deleted;
 //! otherwise `logs` moves to `<base>/crashes/<instance id>`, until the cell wants that deleted, too.
 
@@ -35,7 +37,7 @@ use crate::config::{EgressConfig, InstanceConfig};
 use crate::driver::at;
 use crate::droplet_store::DropletStore;
 use crate::logs::{LastLines, Logs};
-use crate::ports::Ports;
+use crate::ports::{PortLease, Ports};
 use crate::removal::remove_left_over;
 use crate::telemetry::{TARGET, Telemetry};
 
@@ -97,9 +99,11 @@ impl Instances {
     pub(crate) fn start(&self, spec: Box<SandboxSpec>) {
         let live = Arc::new(Live::default());
         self.live().insert(spec.key, Arc::clone(&live));
+        // At once, before an instance that is started later can take it.
+        let held = spec.resumed.and_then(|resumed| self.0.means.ports.hold(resumed.port?));
         let span = info_span!("instance", app_id = %spec.start.app_id, instance_id = %spec.instance_id, index = spec.start.index);
         let instances = self.clone();
-        self.0.means.tasks.spawn(async move { instances.supervise(&spec, &live).await }.instrument(span));
+        self.0.means.tasks.spawn(async move { instances.supervise(&spec, &live, held).await }.instrument(span));
     }
 
     /// Asks an instance to end; one that is still being prepared ends there.
@@ -134,8 +138,8 @@ impl Instances {
         self.0.means.tasks.spawn_blocking(move || dirs.iter().for_each(|dir| remove_left_over(dir)));
     }
 
-    async fn supervise(&self, spec: &SandboxSpec, live: &Live) {
-        let exit = AssertUnwindSafe(self.run(spec, live)).catch_unwind().await.unwrap_or_else(|_| {
+    async fn supervise(&self, spec: &SandboxSpec, live: &Live, held: Option<PortLease>) {
+        let exit = AssertUnwindSafe(self.run(spec, live, held)).catch_unwind().await.unwrap_or_else(|_| {
             error!("instance's task panicked");
             Exit { status: -1, description: "unknown".to_owned() }
         });
@@ -148,10 +152,10 @@ impl Instances {
         self.report(spec.key, SandboxEvent::Exited(exit)).await;
     }
 
-    async fn run(&self, spec: &SandboxSpec, live: &Live) -> Exit {
+    async fn run(&self, spec: &SandboxSpec, live: &Live, held: Option<PortLease>) -> Exit {
         let (app_id, instance_id, index) = (&spec.start.app_id, &spec.instance_id, spec.start.index);
         let start = info_span!(target: TARGET, "start", %app_id, %instance_id, index, otel.status_code = field::Empty);
-        match self.launch(spec, live).instrument(info_span!(target: TARGET, parent: &start, "launch")).await {
+        match self.launch(spec, live, held).instrument(info_span!(target: TARGET, parent: &start, "launch")).await {
             Ok(launched) => self.watch(spec, live, launched, start).await,
             Err(StartError::Cancelled) => StartError::Cancelled.into_exit(),
             Err(error) => {

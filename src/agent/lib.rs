@@ -39,6 +39,7 @@ mod logs;
 mod outbox;
 mod ports;
 mod removal;
+mod snapshot;
 mod staging_reply;
 mod stagings;
 mod telemetry;

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use socket2::{Domain, Protocol, Socket, Type};
+use tracing::info;
 
 /// Connections that wait to be accepted; the kernel cuts it to its own limit.
 const BACKLOG: i32 = 1024;
@@ -72,13 +73,33 @@ impl Ports {
         for _ in self.range.clone() {
             let Some(lease) = self.advance() else { continue };
             let address = SocketAddr::new(self.ip, lease.port);
-            match bind(address, usage) {
+            match bind(address, usage, Before::Anybodys) {
                 Ok(listener) => return Ok((lease, listener)),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
                 Err(source) => return Err(PortError::Bind { address, source }),
             }
         }
         Err(PortError::NoneFree { ip: self.ip, first, last })
+    }
+
+    /// Keeps a port for an instance that had it in an earlier process; `None` where it is another instance's, or out of range.
+    pub(crate) fn hold(&self, port: u16) -> Option<PortLease> {
+        let free = self.range.contains(&port) && lock(&self.pool).leased.insert(port);
+        free.then(|| PortLease { port, pool: Arc::clone(&self.pool) })
+    }
+
+    /// The port that was held, with a socket bound to it; another one if somebody else on this host has it now.
+    ///
+    /// # Errors
+    /// As for [`Ports::lease`].
+    pub(crate) fn lease_again(&self, held: PortLease, usage: PortUse) -> Result<(PortLease, TcpListener), PortError> {
+        match bind(SocketAddr::new(self.ip, held.port), usage, Before::Ours) {
+            Ok(listener) => Ok((held, listener)),
+            Err(error) => {
+                info!(port = held.port, %error, "port cannot be had again");
+                self.lease(usage)
+            }
+        }
     }
 
     /// Takes the next port, unless an instance has it.
@@ -102,14 +123,25 @@ impl Drop for PortLease {
     }
 }
 
-fn bind(address: SocketAddr, usage: PortUse) -> io::Result<TcpListener> {
+/// Whose port it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Anybodys,
+    Ours,
+}
+
+/// Without `SO_REUSEADDR` a port that anybody else has bound, or on which old connections linger, is left alone. Connections of an
+/// earlier process of ours linger for a minute; the kernel overlooks them when the sockets on both sides of the restart say so, so
+/// those that listen do. (One that does not listen yet and says so could be joined by any process of this host.)
+fn bind(address: SocketAddr, usage: PortUse, before: Before) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // Without SO_REUSEADDR a port that anybody else has bound, or on which old connections linger, is left alone.
     socket.set_nonblocking(true)?;
+    socket.set_reuse_address(before == Before::Ours)?;
     socket.bind(&address.into())?;
     if usage == PortUse::Serve {
         socket.listen(BACKLOG)?;
     }
+    socket.set_reuse_address(usage == PortUse::Serve)?;
     Ok(socket.into())
 }
 
@@ -160,6 +192,38 @@ mod tests {
         assert!(TcpStream::connect((IP, kept.port())).is_err());
         assert!(TcpListener::bind((IP, kept.port())).is_err());
         assert!(TcpStream::connect((IP, served.port())).is_ok());
+    }
+
+    /// Whoever closes a connection first keeps its address for a minute.
+    fn served(listener: &TcpListener) {
+        listener.set_nonblocking(false).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        drop(listener.accept().unwrap());
+        drop(client);
+    }
+
+    #[test]
+    fn a_port_is_had_again_though_its_connections_linger() {
+        let (range, taken) = range_with_taken_middle();
+        let ports = Ports::new(IP, range.clone(), 0);
+        let (lease, listener) = ports.lease(PortUse::Serve).unwrap();
+        let port = lease.port();
+        served(&listener);
+        drop((lease, listener));
+        let later = Ports::new(IP, range.clone(), 0);
+        let strict = later.lease(PortUse::Serve).unwrap().0.port();
+        assert_ne!(strict, port, "a port with lingering connections is no free port");
+        for usage in [PortUse::Serve, PortUse::Keep] {
+            let held = later.hold(port).unwrap();
+            assert!(later.hold(port).is_none(), "it is kept for one");
+            let (again, listener) = later.lease_again(held, usage).unwrap();
+            assert_eq!((again.port(), listener.local_addr().unwrap().port()), (port, port));
+            assert!(TcpListener::bind((IP, port)).is_err());
+        }
+        let held = later.hold(taken.local_addr().unwrap().port()).unwrap();
+        let (other, _listener) = later.lease_again(held, PortUse::Serve).unwrap();
+        assert_eq!(other.port(), strict, "what somebody else has is left to them");
+        assert!(later.hold(range.end() + 1).is_none());
     }
 
     #[test]

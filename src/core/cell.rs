@@ -2,7 +2,7 @@
 //!
 //! The parts: [`instances`] for what instances do, [`staging`] for staging tasks, [`presence`] for what the rest of the world is
 //! told and when, [`pacing`] for how often, [`reports`] for answers, [`files`] for who may read what, [`reaping`] for what is no longer
-//! needed, [`evacuation`] and [`shutdown`] for the end.
+//! needed, [`resume`] for what an earlier process has left, [`saving`] for the next one, [`evacuation`] and [`shutdown`] for the end.
 
 mod evacuation;
 mod files;
@@ -11,6 +11,8 @@ mod pacing;
 mod presence;
 mod reaping;
 mod reports;
+mod resume;
+mod saving;
 mod shutdown;
 mod staging;
 
@@ -18,6 +20,8 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use self::presence::Presence;
+use self::resume::Legacy;
+use self::saving::Saves;
 use crate::droplets::Droplets;
 use crate::lifecycle::{Phase, Verdict, subject};
 use crate::reaper::Crashes;
@@ -37,6 +41,8 @@ pub struct Cell {
     droplets: Droplets,
     crashes: Crashes,
     tasks: StagingTasks,
+    legacy: Legacy,
+    saves: Saves,
     last_key: u64,
 }
 
@@ -53,6 +59,8 @@ impl Cell {
             droplets: Droplets::default(),
             crashes: Crashes::default(),
             tasks: StagingTasks::default(),
+            legacy: Legacy::default(),
+            saves: Saves::default(),
             last_key: 0,
         }
     }
@@ -80,8 +88,18 @@ impl Cell {
             Input::CrashDisk(used) => self.on_crash_disk(used, &mut out),
             Input::Strays(found) => self.on_strays(found, &mut out),
             Input::Droplets(kept) => self.on_droplets(kept, &mut out),
+            Input::SnapshotSaved { ok } => self.saves.ended(now.mono, ok),
             Input::Wake => self.on_wake(now, &mut out),
         }
+        self.finish(now, out)
+    }
+
+    /// What every input ends in.
+    fn finish(&mut self, now: Now, mut out: Vec<Effect>) -> Vec<Effect> {
+        if self.presence.is_new() {
+            self.withhold(&mut out);
+        }
+        self.save_when_due(now, &mut out);
         self.exit_when_done(now, &mut out);
         out
     }
@@ -95,7 +113,8 @@ impl Cell {
             Phase::Stopping { exit_by, .. } => Some(exit_by),
             Phase::Exited => return None,
         };
-        let deadlines = [self.presence.next_tick(), self.registry.deadlines().next(), self.tasks.deadlines().next(), own];
+        let (instances, tasks) = (self.registry.deadlines().next(), self.tasks.deadlines().next());
+        let deadlines = [self.presence.next_tick(), instances, tasks, self.saves.next(), own];
         deadlines.into_iter().flatten().min()
     }
 

@@ -54,7 +54,7 @@ impl Filter {
             && self.version.as_ref().is_none_or(|version| *version == instance.version)
             && self.ids.as_ref().is_none_or(|ids| ids.contains(&instance.instance_id))
             && self.indices.as_ref().is_none_or(|indices| indices.contains(&instance.start.index))
-            && self.states.as_ref().is_none_or(|states| states.contains(&instance.state()))
+            && self.states.as_ref().is_none_or(|states| states.contains(&instance.told_state()))
     }
 }
 

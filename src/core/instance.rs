@@ -32,9 +32,14 @@
 //! | `Stop` | STOPPED | STOPPING | STOPPING | ask again | – |
 //! | `Deadline` | – | kill, CRASHED | – | kill again | kill again, or reap |
 //!
+//! What an earlier process has left goes from BORN to RESUMING, and at once to what it was: CRASHED what had crashed or was still
+//! starting, STOPPED what was being stopped. What ran stays RESUMING until it runs again, which goes as STARTING does, but for the
+//! droplet: the instance's files are there.
+//!
 //! What a transition means to routers, health managers and developers is not decided here but in `cell/instances.rs`.
 
 mod report;
+mod resume;
 mod state;
 mod usage;
 
@@ -44,8 +49,9 @@ use std::time::Duration;
 use dewar_protocol::{InstanceId, InstanceState, Mib, StartMessage};
 
 pub(crate) use self::report::UriChange;
+pub(crate) use self::resume::Resumption;
 pub(crate) use self::state::is_heartbeated;
-use self::state::{StartPhase, State, allows, reserves_disk, reserves_memory};
+use self::state::{StartPhase, State, allows, reserves_disk, reserves_memory, told};
 use self::usage::Usage;
 use crate::resources::{Reservation, Resource};
 use crate::{CellConfig, Exit, HealthCheck, InstanceKey, Mono, Now, Sample, Wall};
@@ -68,6 +74,8 @@ pub(crate) enum Event {
     Begin,
     /// It may not start, for want of this.
     Refuse(Resource),
+    /// It was left by an earlier process.
+    Resume(Resumption),
     /// Its droplet is there.
     DropletReady,
     /// It can never be launched, for this reason.
@@ -97,6 +105,10 @@ pub(crate) enum Deed {
     /// The droplet is wanted: ends in [`Event::DropletReady`] or [`Event::Fail`].
     WantDroplet,
     StartSandbox,
+    /// It is no longer at this port, but at another one.
+    Moved {
+        from: u16,
+    },
     StopSandbox,
     KillSandbox,
     /// It has become healthy, while its state is called as before.
@@ -123,15 +135,29 @@ pub(crate) struct Instance {
     /// Whether it is only kept until its replacement runs elsewhere: then STARTING and RUNNING are called EVACUATING.
     evacuating: bool,
     state_since: Wall,
-    /// When it entered STARTING; `None` if it never did, and then it has never had anything.
-    started: Option<Now>,
+    /// `None` if it never entered STARTING, and then it has never had anything.
+    started: Option<Started>,
     port: Option<u16>,
     /// What it has to show before it is RUNNING; known from its launch on.
     health_check: HealthCheck,
+    /// Whether an earlier process has started it.
+    resumed: bool,
     exit: Exit,
     /// The end of its log, once it has ended.
     last_lines: Vec<String>,
+    /// Whether `droplet.exited` is behind us.
+    pub(crate) end_is_told: bool,
     usage: Usage,
+}
+
+/// When an instance entered STARTING.
+#[derive(Debug, Clone, Copy)]
+struct Started {
+    wall: Wall,
+    /// In this process, or when it was taken over from an earlier one.
+    mono: Mono,
+    /// How long it had lived until then.
+    before: Duration,
 }
 
 impl Instance {
@@ -156,8 +182,10 @@ impl Instance {
             started: None,
             port: None,
             health_check: HealthCheck::Nothing,
+            resumed: false,
             exit: Exit { status: -1, description: String::new() },
             last_lines: Vec::new(),
+            end_is_told: false,
             usage: Usage::default(),
         }
     }
@@ -232,6 +260,7 @@ impl Instance {
         match event {
             Event::Begin => self.begin(now, config),
             Event::Refuse(resource) => self.refuse(now, resource, config),
+            Event::Resume(resumption) => self.resume(now, resumption, config),
             Event::DropletReady => self.droplet_ready(),
             Event::Fail(why) => self.fail(now, why, config),
             Event::Launched { port, state_file } => self.launched(now, port, state_file, config),
@@ -246,9 +275,9 @@ impl Instance {
     fn begin(&mut self, now: Now, config: &CellConfig) -> Vec<Deed> {
         match self.state {
             State::Born => {
-                self.started = Some(now);
+                self.started = Some(Started { wall: now.wall, mono: now.mono, before: Duration::ZERO });
                 let deadline = now.mono + config.preparation_limit;
-                let entered = self.enter(now, State::Starting { phase: StartPhase::Droplet, deadline }, None);
+                let entered = self.enter(now, State::Starting { phase: StartPhase::Droplet, deadline, resumed: false }, None);
                 vec![entered, Deed::WantDroplet]
             }
             State::Starting { .. } | State::Running | State::Stopping { .. } | State::Stopped | State::Crashed { .. } => Vec::new(),
@@ -297,14 +326,17 @@ impl Instance {
 
     fn launched(&mut self, now: Now, port: Option<u16>, state_file: bool, config: &CellConfig) -> Vec<Deed> {
         match self.state {
-            State::Starting { phase: StartPhase::Sandbox, .. } => {
+            State::Starting { phase: StartPhase::Sandbox, resumed, .. } => {
+                let left = self.port.filter(|left| Some(*left) != port);
+                let mut deeds: Vec<_> = left.map(|from| Deed::Moved { from }).into_iter().collect();
                 self.port = port;
                 self.health_check = HealthCheck::of(&self.start, port.is_some(), state_file);
                 let Some(limit) = self.health_check.time_limit(&self.start, config.health_check_timeout) else {
-                    return vec![self.run(now)];
+                    deeds.push(self.run(now));
+                    return deeds;
                 };
-                self.state = State::Starting { phase: StartPhase::HealthCheck, deadline: now.mono + limit };
-                Vec::new()
+                self.state = State::Starting { phase: StartPhase::HealthCheck, deadline: now.mono + limit, resumed };
+                deeds
             }
             State::Starting { phase: StartPhase::Droplet | StartPhase::HealthCheck, .. }
             | State::Born
@@ -430,7 +462,9 @@ impl Instance {
     fn entered(&mut self, now: Now, from: InstanceState, why: Option<String>) -> Deed {
         let to = self.state();
         assert!(allows(from, to), "an instance went from {from} to {to}");
-        self.state_since = now.wall;
+        if told(from) != told(to) {
+            self.state_since = now.wall;
+        }
         if !self.is_active() {
             self.usage = Usage::default();
         }

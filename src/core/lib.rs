@@ -5,8 +5,10 @@
 //!
 //! The contract with the edge that drives it:
 //! - effects are carried out in the order given; those that take long run as tasks of their own;
-//! - [`Effect::FetchDroplet`], [`Effect::StartSandbox`] and [`Effect::StartStaging`] each end in exactly one final input
-//!   ([`DropletEvent`], [`SandboxEvent::Exited`], [`StagingEvent::Finished`] or [`StagingEvent::SetupFailed`]);
+//! - before any input comes what an earlier process has left, if there is such a thing: `Cell::resume`;
+//! - [`Effect::FetchDroplet`], [`Effect::StartSandbox`], [`Effect::StartStaging`] and [`Effect::SaveSnapshot`] each end in exactly one
+//!   final input ([`DropletEvent`], [`SandboxEvent::Exited`], [`StagingEvent::Finished`] or [`StagingEvent::SetupFailed`],
+//!   [`Input::SnapshotSaved`]);
 //! - a late or repeated input about something unknown is legal and ignored; a spurious [`Input::Wake`] changes nothing.
 
 pub mod environment;
@@ -24,6 +26,7 @@ mod lifecycle;
 mod reaper;
 mod registry;
 mod resources;
+mod snapshot;
 mod staging_task;
 #[cfg(test)]
 mod testing;
@@ -35,8 +38,9 @@ pub use config::{CellConfig, ComponentFacts, Evacuation, ExitedReasons, FilesCon
 pub use health::HealthCheck;
 pub use reaper::DiskUse;
 pub use resources::Capacity;
+pub use snapshot::{InstanceImage, SnapshotImage, TaskImage};
 pub use time::{Mono, Now, Wall};
 pub use vocabulary::{
-    Answer, BusEvent, DropletEvent, Effect, Exit, FilesAt, Input, InstanceKey, KeptDroplet, Publication, ReplyTo, Request, Sample,
+    Answer, BusEvent, DropletEvent, Effect, Exit, FilesAt, Input, InstanceKey, KeptDroplet, Publication, ReplyTo, Request, Resumed, Sample,
     SandboxEvent, SandboxSpec, Signal, StagedDroplet, StagingError, StagingEvent, StagingSpec, TaskKey, Varz, VarzInstance,
 };

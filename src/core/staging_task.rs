@@ -224,6 +224,10 @@ impl StagingTasks {
         self.tasks.keys().copied().collect()
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &StagingTask> {
+        self.tasks.values()
+    }
+
     pub(crate) fn deadlines(&self) -> &Deadlines<TaskKey> {
         &self.deadlines
     }

@@ -11,7 +11,7 @@ use dewar_protocol::{
     StagingAdvertise, StagingMessage, StagingReply, StagingStop, StartMessage, Status, Stop, Update,
 };
 
-use crate::{Capacity, DiskUse, Wall};
+use crate::{Capacity, DiskUse, SnapshotImage, Wall};
 
 /// Names an instance for as long as it is registered. Unlike the instance id on the wire it never changes and is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,7 +21,7 @@ pub struct InstanceKey(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskKey(pub u64);
 
-/// Where an answer goes. Only the edge, which made it, can read it.
+/// Where an answer goes. Only the edge, which made it, can read it; an edge of a later process, too, for it is saved.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ReplyTo(pub Arc<str>);
 
@@ -48,6 +48,11 @@ pub enum Input {
     Strays(Vec<InstanceId>),
     /// The droplets on disk, the least recently used first.
     Droplets(Vec<KeptDroplet>),
+    /// What [`Effect::SaveSnapshot`] wanted is on disk, or it could not be written.
+    SnapshotSaved {
+        /// Whether it is.
+        ok: bool,
+    },
     /// The moment that `Cell::next_wake` named has come.
     Wake,
 }
@@ -245,6 +250,9 @@ pub enum Effect {
         /// What to tell.
         reply: Box<StagingReply>,
     },
+    /// Replace the saved snapshot by this one, whole or not at all. Ends in one [`Input::SnapshotSaved`]; the next comes only after
+    /// that, but for the last one, which comes right before [`Effect::Exit`].
+    SaveSnapshot(Box<SnapshotImage>),
     /// For the log: an instance changed its state.
     Transitioned {
         /// Which.
@@ -362,6 +370,15 @@ pub struct SandboxSpec {
     pub start: Arc<StartMessage>,
     /// When the instance entered STARTING.
     pub started_at: Wall,
+    /// It has run in an earlier process, and its files are as it left them there, if they are there.
+    pub resumed: Option<Resumed>,
+}
+
+/// What an instance shall have again that has run in an earlier process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resumed {
+    /// Its port, to which routes lead; another one if somebody else has this one now.
+    pub port: Option<u16>,
 }
 
 /// What a staging task needs to know.

@@ -11,6 +11,7 @@ mod counting_keys;
 mod file_urls;
 mod logs;
 mod router;
+mod snapshot;
 mod staging;
 mod start;
 pub mod subjects;
@@ -24,6 +25,7 @@ pub use component::ComponentAnnounce;
 pub use file_urls::{FILE_URL_SECONDS, FileUrlError, FileUrls, FilesOf, STAGING_LOG};
 pub use logs::{LogLine, LogRequest, LogSource, LogStream};
 pub use router::{RouteRegistration, RouterStart};
+pub use snapshot::{Environment, SNAPSHOT_VERSION, Snapshot, SnapshotInstance, SnapshotTask};
 pub use staging::{
     AdminBuildpack, ErrorInfo, SetupReply, StagingAdvertise, StagingFailure, StagingMessage, StagingMeta, StagingProperties, StagingReply,
     StagingStop,

@@ -9,6 +9,7 @@ mod file_urls;
 mod logs;
 mod mutations;
 mod router;
+mod snapshot;
 mod staging;
 mod start;
 

@@ -5,7 +5,8 @@ use std::fmt::Debug;
 
 use dewar_protocol::{
     Advertise, ComponentAnnounce, DropletExited, FindDroplet, FoundInstance, Heartbeat, Hello, LogLine, LogRequest, RouteRegistration,
-    RouterStart, SetupReply, Shutdown, StagingAdvertise, StagingMessage, StagingReply, StagingStop, StartMessage, Status, Stop, Update,
+    RouterStart, SetupReply, Shutdown, Snapshot, StagingAdvertise, StagingMessage, StagingReply, StagingStop, StartMessage, Status, Stop,
+    Update,
 };
 use proptest::prelude::*;
 use serde::Serialize;
@@ -181,4 +182,5 @@ messages! {
         "error_info": {"type": "StagingError", "message": "m"}});
     staging_stop: StagingStop = json!({"app_id": "7b1d"});
     start_message: StartMessage = start();
+    snapshot: Snapshot = serde_json::from_str::<Value>(include_str!("snapshot_v1.json")).unwrap();
 }

@@ -11,6 +11,7 @@ use dewar_protocol::{Bytes, DropletSha1, InstanceId, Mib, Secret};
 
 use crate::chance::Chance;
 use crate::ledger::Ledger;
+use crate::restart::Disk;
 
 pub(crate) struct Agent {
     pub(crate) cell: Cell,
@@ -20,9 +21,10 @@ pub(crate) struct Agent {
     pub(crate) bus: BusEvent,
     pub(crate) exit_code: Option<u8>,
     pub(crate) intervals: Intervals,
+    pub(crate) disk: Disk,
+    pub(crate) next_port: u16,
     sandboxes: BTreeMap<InstanceKey, Sandbox>,
     tasks: BTreeSet<TaskKey>,
-    next_port: u16,
 }
 
 /// More kills than anybody has patience for: such a sandbox ends only after the world has healed.
@@ -48,10 +50,11 @@ pub(crate) enum Later {
     Droplet(DropletSha1, DropletEvent),
     Staging(TaskKey, StagingEvent),
     CrashDisk(DiskUse),
+    Saved { ok: bool },
     Bus(BusEvent),
 }
 
-type Plans = Vec<(Duration, Later)>;
+pub(crate) type Plans = Vec<(Duration, Later)>;
 
 /// Whether anything goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,9 +99,10 @@ impl Agent {
             ledger: Ledger::default(),
             bus: BusEvent::Down,
             exit_code: None,
+            disk: Disk::default(),
+            next_port: 20_000,
             sandboxes: BTreeMap::new(),
             tasks: BTreeSet::new(),
-            next_port: 20_000,
         }
     }
 
@@ -128,7 +132,9 @@ impl Agent {
             }
             // However the Cloud Controller takes it.
             Effect::ReportStaging { task, .. } => vec![(chance.seconds(0, 60), Later::Staging(*task, StagingEvent::Reported))],
+            Effect::SaveSnapshot(image) => self.disk.save(image, luck, chance),
             Effect::Exit(code) => {
+                self.disk.flush();
                 self.exit_code = Some(*code);
                 self.sandboxes.clear();
                 Vec::new()
@@ -177,6 +183,10 @@ impl Agent {
                 (wanted || chance.percent(50)).then(|| Input::Staging(*key, event.clone()))
             }
             Later::CrashDisk(used) => Some(Input::CrashDisk(*used)),
+            Later::Saved { ok } => {
+                self.disk.saved(*ok);
+                Some(Input::SnapshotSaved { ok: *ok })
+            }
             Later::Bus(event) => (self.bus != *event).then(|| {
                 self.bus = *event;
                 Input::Bus(*event)
@@ -191,10 +201,11 @@ impl Agent {
     }
 
     fn start(&mut self, spec: &SandboxSpec, luck: Luck, chance: &mut Chance) -> Plans {
-        let key = spec.key;
+        let (key, start) = (spec.key, &spec.start);
         self.next_port += 1;
         let bad = luck == Luck::Bad;
-        let port = (!(bad && chance.percent(10))).then_some(self.next_port);
+        let old = spec.resumed.and_then(|resumed| resumed.port).filter(|_| !(bad && chance.percent(10)));
+        let port = (!(bad && chance.percent(10))).then_some(old.unwrap_or(self.next_port));
         let deaf = if bad { chance.pick(&[0, 0, 0, 0, 0, 0, 0, 1, 3, NEVER]) } else { 0 };
         let (files, sha1) = (spec.instance_id.clone(), spec.sha1.clone());
         let earlier = self.sandboxes.insert(key, Sandbox { files, sha1, port, launched: false, deaf, ending: false });

@@ -16,9 +16,19 @@ pub(crate) fn without_wall_time(effect: &Effect) -> Effect {
             found.state_timestamp = NO_TIME;
             if let Some(stats) = &mut found.stats {
                 stats.usage.time.clear();
+                stats.uptime = 0;
             }
         }
         Effect::StartSandbox(spec) => spec.started_at = Wall::default(),
+        Effect::SaveSnapshot(image) => {
+            let mut snapshot = image.snapshot(|_, _| String::new());
+            snapshot.time = NO_TIME;
+            for instance in &mut snapshot.instances {
+                instance.state_timestamp = NO_TIME;
+                instance.state_starting_timestamp = instance.state_starting_timestamp.map(|_| NO_TIME);
+            }
+            effect = Effect::Refused { request: "snapshot", why: format!("{snapshot:?}") };
+        }
         _ => {}
     }
     effect

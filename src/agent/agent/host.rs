@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dewar_core::{CellConfig, ComponentFacts, StagingConfig, Wall};
-use dewar_protocol::{CellId, Mib, Secret};
+use dewar_protocol::{CellId, Mib, Secret, Snapshot};
 use dewar_sandbox::{NetworkConfig, SandboxConfig, Sandboxes};
 use rand::rngs::{StdRng, SysRng};
 use rand::{RngExt as _, SeedableRng as _};
@@ -31,6 +31,7 @@ use crate::instances::{Instances, Means};
 use crate::logs::Logs;
 use crate::outbox::Outbox;
 use crate::ports::Ports;
+use crate::snapshot::{self, Saver};
 use crate::staging::{Stager, StagerConfig};
 use crate::stagings::Stagings;
 use crate::telemetry::{Facts, Loggregator, Telemetry};
@@ -60,6 +61,8 @@ pub(super) struct Host {
     client: Option<reqwest::Client>,
     first_port: u16,
     pub(super) files: Option<FileServers>,
+    /// What an earlier process has left.
+    pub(super) left: Option<Snapshot>,
 }
 
 impl Host {
@@ -69,6 +72,8 @@ impl Host {
         descriptors::raise_limit(config.instance.ports.len());
         let base_dir = BaseDir::claim(&config.base_dir)?;
         let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
+        let left = snapshot::load(base_dir.paths());
+        base_dir.sweep(left.as_ref())?;
         let mut rng = StdRng::try_from_rng(&mut SysRng).map_err(AgentError::Random)?;
         let ip = config.local_ip.map_or_else(local_ip, Ok).map_err(AgentError::LocalIp)?;
         let id = CellId(format!("{}-{}", config.index, hex(&mut rng)));
@@ -125,6 +130,7 @@ impl Host {
             client,
             first_port,
             files,
+            left,
         })
     }
 
@@ -189,6 +195,7 @@ impl Host {
         let workspaces = self.stager.as_ref().map(Stager::workspaces);
         let (paths, store) = (self.base_dir.paths().clone(), self.droplets.clone());
         let housekeeper = Housekeeper::new(paths.clone(), store, workspaces, reports.clone(), tasks.clone());
+        let saver = Saver::start(paths.clone(), reports.clone(), tasks);
         let stagings = self
             .stager
             .clone()
@@ -209,6 +216,7 @@ impl Host {
             housekeeper,
             logs,
             telemetry,
+            saver,
             listening: listening.clone(),
             complaints: Complaints::new(),
         }

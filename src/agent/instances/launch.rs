@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, info_span};
 
 use super::{Instances, Live};
-use crate::droplet_store::{DropletError, InstanceLimits, UnpackedDroplet};
+use crate::droplet_store::{DropletError, FetchError, InstanceLimits, UnpackedDroplet};
 use crate::logs::InstanceLogFiles;
 use crate::ports::{PortError, PortLease, PortUse};
 use crate::telemetry::{Outcome, TARGET};
@@ -23,6 +23,8 @@ pub(super) enum StartError {
     /// It has already been asked to end.
     #[error("stopped while starting")]
     Cancelled,
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     #[error(transparent)]
     Unpack(#[from] DropletError),
     #[error(transparent)]
@@ -49,6 +51,7 @@ impl StartError {
             Self::Guest(exit) => Exit { status: exit.status, description: exit.description },
             Self::NoCommand => Exit { status: -1, description: "missing start command".to_owned() },
             Self::Cancelled
+            | Self::Fetch(_)
             | Self::Unpack(_)
             | Self::Program(_)
             | Self::BadCommand
@@ -68,7 +71,7 @@ pub(super) struct Launched {
 }
 
 impl Instances {
-    pub(super) async fn launch(&self, spec: &SandboxSpec, live: &Live) -> Result<Launched, StartError> {
+    pub(super) async fn launch(&self, spec: &SandboxSpec, live: &Live, held: Option<PortLease>) -> Result<Launched, StartError> {
         let means = &self.0.means;
         let droplet = self.unpack(spec, live).instrument(info_span!(target: TARGET, "unpack droplet")).await?;
         let program = live.unless_ended(self.call("load program", means.sandboxes.program(&droplet.wasm))).await??;
@@ -76,10 +79,14 @@ impl Instances {
         let arguments = arguments(&spec.start, droplet.info.start_command.as_deref(), world)?;
         let instances = http_instances(means.settings.http.instances, &spec.start.env)?;
         let egress = means.egress.operator.policy(&spec.start.egress_network_rules)?;
-        let (port, listener) = means.ports.lease(match world {
+        let usage = match world {
             World::Http => PortUse::Serve,
             World::Command => PortUse::Keep,
-        })?;
+        };
+        let (port, listener) = match held {
+            Some(held) => means.ports.lease_again(held, usage)?,
+            None => means.ports.lease(usage)?,
+        };
         let dir = means.paths.instance(&spec.instance_id);
         let files = InstanceLogFiles { logs: dir.join("logs"), crashed_logs: means.paths.crash(&spec.instance_id).join("logs") };
         let started = means.sandboxes.start(InstanceSpec {
@@ -116,7 +123,17 @@ impl Instances {
         let _permit = live.unless_ended(self.0.starts.acquire()).await?;
         let Quota { disk, inodes, .. } = self.quota(spec);
         let dir = means.paths.instance(&spec.instance_id);
-        let droplet = means.droplets.unpack(&spec.sha1, &dir, InstanceLimits { disk, inodes }).await?;
+        let limits = InstanceLimits { disk, inodes };
+        let droplet = match spec.resumed {
+            Some(_) => match means.droplets.reopen(&spec.sha1, &dir).await {
+                Some(droplet) => droplet,
+                None => {
+                    means.droplets.fetch(&spec.sha1, spec.start.droplet_uri.as_ref()).await?;
+                    means.droplets.unpack_again(&spec.sha1, &dir, limits).await?
+                }
+            },
+            None => means.droplets.unpack(&spec.sha1, &dir, limits).await?,
+        };
         if live.is_ended() { Err(StartError::Cancelled) } else { Ok(droplet) }
     }
 

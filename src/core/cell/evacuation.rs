@@ -40,7 +40,7 @@ impl Cell {
                 let bail_out = now.mono + delay;
                 self.phase = Phase::Evacuating(Departure { next_pass: bail_out, bail_out, silent: true });
                 for instance in self.registry.iter() {
-                    if matches!(instance.state(), InstanceState::Starting | InstanceState::Running) {
+                    if matches!(instance.told_state(), InstanceState::Starting | InstanceState::Running) {
                         self.tell_of_end(instance.key, ExitReason::DeaEvacuation, out);
                     }
                 }

@@ -79,6 +79,7 @@ impl Cell {
             changed |= self.update_instance(key, update, out);
         }
         if changed {
+            self.saves.change();
             self.heartbeat_soon(now, out);
         }
     }
@@ -87,9 +88,15 @@ impl Cell {
     fn update_instance(&mut self, key: InstanceKey, update: &Update, out: &mut Vec<Effect>) -> bool {
         let Some(instance) = self.registry.get(key) else { return false };
         let (is_routed, mut changed) = (instance.is_routed(), false);
+        // Routers may still have the routes of what is about to run again.
+        let was_routed = is_routed || instance.state() == InstanceState::Resuming;
         match instance.state() {
-            InstanceState::Born | InstanceState::Starting | InstanceState::Running | InstanceState::Evacuating => {}
-            InstanceState::Stopping | InstanceState::Stopped | InstanceState::Crashed | InstanceState::Resuming => return false,
+            InstanceState::Born
+            | InstanceState::Starting
+            | InstanceState::Running
+            | InstanceState::Evacuating
+            | InstanceState::Resuming => {}
+            InstanceState::Stopping | InstanceState::Stopped | InstanceState::Crashed => return false,
         }
         if let Some(uris) = &update.uris
             && let Some(UriChange { added, removed }) = self.registry.update(key, |instance| instance.replace_uris(uris))
@@ -97,6 +104,8 @@ impl Cell {
             changed |= !added.is_empty() || !removed.is_empty();
             if is_routed {
                 self.register(key, added, out);
+            }
+            if was_routed {
                 self.unregister(key, removed, out);
             }
         }
@@ -113,7 +122,10 @@ impl Cell {
 
     pub(super) fn on_sandbox(&mut self, now: Now, key: InstanceKey, event: SandboxEvent, out: &mut Vec<Effect>) {
         let event = match event {
-            SandboxEvent::Launched { port, state_file } => Event::Launched { port, state_file },
+            SandboxEvent::Launched { port, state_file } => {
+                self.saves.change();
+                Event::Launched { port, state_file }
+            }
             SandboxEvent::Ready => Event::Ready,
             SandboxEvent::Wrote(lines) => {
                 self.registry.update(key, |instance| instance.wrote(lines));
@@ -145,7 +157,7 @@ impl Cell {
         }
     }
 
-    fn carry_out(&mut self, now: Now, key: InstanceKey, deeds: Vec<Deed>, out: &mut Vec<Effect>) {
+    pub(super) fn carry_out(&mut self, now: Now, key: InstanceKey, deeds: Vec<Deed>, out: &mut Vec<Effect>) {
         for deed in deeds {
             match deed {
                 Deed::Entered { from, to, why } => self.entered(now, key, from, to, why, out),
@@ -153,6 +165,11 @@ impl Cell {
                 Deed::StartSandbox => {
                     let spec = self.registry.get(key).and_then(Instance::sandbox_spec);
                     out.extend(spec.map(|spec| Effect::StartSandbox(Box::new(spec))));
+                }
+                Deed::Moved { from } => {
+                    let left = |instance: &Instance| instance.registration_at(from, instance.uris.clone(), &self.config);
+                    let left = self.registry.get(key).and_then(left);
+                    out.extend(left.map(|registration| Effect::Publish(Publication::RouterUnregister(registration))));
                 }
                 Deed::StopSandbox => out.push(Effect::StopSandbox(key)),
                 Deed::KillSandbox => out.push(Effect::KillSandbox(key)),
@@ -179,6 +196,7 @@ impl Cell {
 
     /// What everybody else learns of a transition, in the order that they rely on.
     fn entered(&mut self, now: Now, key: InstanceKey, from: InstanceState, to: InstanceState, why: Option<String>, out: &mut Vec<Effect>) {
+        self.saves.change();
         let Some(instance) = self.registry.get(key) else { return };
         out.push(Effect::Transitioned {
             instance: key,
@@ -215,7 +233,9 @@ impl Cell {
             Phase::Stopping { evacuated: false, .. } | Phase::Exited => ExitReason::DeaShutdown,
             Phase::Evacuating(_) | Phase::Stopping { evacuated: true, .. } => return,
         };
-        if matches!(from, InstanceState::Starting | InstanceState::Running) {
+        let was_seen = matches!(from, InstanceState::Starting | InstanceState::Running | InstanceState::Resuming);
+        let is_told = self.registry.get(key).is_none_or(|instance| instance.end_is_told);
+        if was_seen && !is_told {
             self.tell_of_end(key, reason, out);
         }
     }
@@ -230,6 +250,17 @@ impl Cell {
 
     fn crashed(&mut self, now: Now, key: InstanceKey, out: &mut Vec<Effect>) {
         let Some(instance) = self.registry.get(key) else { return };
+        let app_id = instance.start.app_id.clone();
+        if !instance.end_is_told {
+            self.tell_of_crash(key, out);
+        }
+        if let Some(older) = self.crashes.add(&app_id, key) {
+            self.registry.update(older, |instance| instance.supersede(now.mono + SUPERSEDED_LIFETIME));
+        }
+    }
+
+    fn tell_of_crash(&mut self, key: InstanceKey, out: &mut Vec<Effect>) {
+        let Some(instance) = self.registry.get(key) else { return };
         self.unregister(key, instance.uris.clone(), out);
         let message = instance.exited_message(ExitReason::Crashed);
         for (number, line) in message.exit_description.lines().take(CRASH_LOG_LINES).enumerate() {
@@ -237,10 +268,8 @@ impl Cell {
             out.push(app_log(instance, LogStream::Err, text));
         }
         out.push(Effect::Publish(Publication::DropletExited(message)));
-        let app_id = instance.start.app_id.clone();
-        if let Some(older) = self.crashes.add(&app_id, key) {
-            self.registry.update(older, |instance| instance.supersede(now.mono + SUPERSEDED_LIFETIME));
-        }
+        let told = !self.presence.is_new();
+        self.registry.update(key, |instance| instance.end_is_told = told);
     }
 
     /// A crash is kept no longer.

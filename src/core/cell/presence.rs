@@ -71,6 +71,11 @@ impl Presence {
         [self.heartbeats.next(), self.advertise_at, self.sweeps.next()].into_iter().flatten().min()
     }
 
+    /// Whether there has been no connection yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.link == Link::New
+    }
+
     fn is_up(&self) -> bool {
         self.link == Link::Up
     }
@@ -134,6 +139,8 @@ impl Cell {
     }
 
     fn introduce(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.tell_withheld(out);
+        self.register_all(out);
         self.greet_routers(out);
         if self.phase == Phase::Serving && self.config.announces_component {
             out.push(Effect::Publish(Publication::ComponentAnnounce(self.component())));

@@ -44,6 +44,7 @@ impl Cell {
             return;
         };
         self.phase = Phase::Exited;
+        self.save_at_last(now, out);
         out.push(Effect::Exit(code));
     }
 }

@@ -41,6 +41,7 @@ impl Cell {
         let message = Arc::new(message);
         let start = if self.config.staging.start_before_upload { StartWhen::Stored } else { StartWhen::Over };
         let state = TaskState::SettingUp;
+        self.saves.change();
         self.tasks.insert(StagingTask { key, message: message.clone(), requester, reserved, deadline, state, start });
         match objection {
             Some(why) => self.on_staging(now, key, StagingEvent::SetupFailed(why), out),
@@ -57,6 +58,7 @@ impl Cell {
             out.push(Effect::Reply(reply_to.clone(), Answer::Setup(SetupReply { task_streaming_log_url, ..setup })));
         }
         if step.is_over {
+            self.saves.change();
             self.tasks.remove(key);
         }
         if let Some(reply) = step.reply {
@@ -89,6 +91,7 @@ impl Cell {
 
     fn cut_short(&mut self, key: TaskKey, error: &str, out: &mut Vec<Effect>) {
         let Some(task) = self.tasks.remove(key) else { return };
+        self.saves.change();
         if let Some(reply) = task.cut_short(error) {
             out.push(Effect::CancelStaging(key));
             tell(key, task.requester, reply, out);

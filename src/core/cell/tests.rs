@@ -9,6 +9,7 @@ mod presence;
 mod reaping;
 mod reports;
 mod resources;
+mod resume;
 mod shutdown;
 mod staging;
 mod updates;
@@ -161,6 +162,7 @@ fn show(effect: &Effect) -> String {
             format!("log of {app_id}{index} {stream:?}: {text}")
         }
         Effect::Refused { request, why } => format!("refused {request}: {why}"),
+        Effect::SaveSnapshot(_) => "save snapshot".to_owned(),
         Effect::Unsubscribe => "unsubscribe".to_owned(),
         Effect::Exit(code) => format!("exit {code}"),
     }

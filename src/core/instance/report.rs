@@ -8,7 +8,8 @@ use dewar_protocol::{
 };
 
 use super::Instance;
-use crate::{CellConfig, Now, SandboxSpec, VarzInstance};
+use super::state::told;
+use crate::{CellConfig, InstanceImage, Now, Resumed, SandboxSpec, VarzInstance};
 
 impl Instance {
     pub(crate) fn sandbox_spec(&self) -> Option<SandboxSpec> {
@@ -18,12 +19,40 @@ impl Instance {
             sha1: self.start.sha1.clone()?,
             start: self.start.clone(),
             started_at: self.started?.wall,
+            resumed: self.resumed.then_some(Resumed { port: self.port }),
         })
     }
 
     /// What its files are or would be called.
     pub(crate) fn files_name(&self) -> &InstanceId {
         &self.files
+    }
+
+    /// For the snapshot; `None` where there is nothing to remember.
+    pub(crate) fn image(&self) -> Option<InstanceImage> {
+        let state = match self.state() {
+            InstanceState::Born | InstanceState::Stopped => return None,
+            // Until its end has been told it is as if it had not been seen.
+            InstanceState::Crashed if !self.end_is_told => InstanceState::Starting,
+            state => told(state),
+        };
+        Some(InstanceImage {
+            start: self.start.clone(),
+            instance_id: self.instance_id.clone(),
+            private_instance_id: self.private_instance_id.clone(),
+            files: self.files.clone(),
+            version: self.version.clone(),
+            uris: self.uris.clone(),
+            state,
+            state_since: self.state_since,
+            started: self.started.map(|started| started.wall),
+            port: self.port,
+        })
+    }
+
+    /// What everybody else calls its state.
+    pub(crate) fn told_state(&self) -> InstanceState {
+        told(self.state())
     }
 
     /// What its files are called, if there can be any.
@@ -38,7 +67,7 @@ impl Instance {
             version: self.version.clone(),
             instance_id: self.instance_id.clone(),
             index: self.start.index,
-            state: self.state(),
+            state: self.told_state(),
             state_timestamp: self.state_since.to_unix(),
         }
     }
@@ -59,8 +88,12 @@ impl Instance {
 
     /// For `router.register` and `router.unregister`; `None` where there is no port or no route to speak of.
     pub(crate) fn registration(&self, uris: Vec<String>, config: &CellConfig) -> Option<RouteRegistration> {
-        let port = self.port.filter(|_| !uris.is_empty())?;
-        Some(RouteRegistration {
+        self.registration_at(self.port?, uris, config)
+    }
+
+    /// Likewise, for a port that it has or had.
+    pub(crate) fn registration_at(&self, port: u16, uris: Vec<String>, config: &CellConfig) -> Option<RouteRegistration> {
+        (!uris.is_empty()).then(|| RouteRegistration {
             dea: Some(config.id.clone()),
             app: Some(self.start.app_id.clone()),
             uris,
@@ -81,7 +114,7 @@ impl Instance {
             version: self.version.clone(),
             instance_id: self.instance_id.clone(),
             index: self.start.index,
-            state: self.state(),
+            state: self.told_state(),
             state_timestamp: self.state_since.to_unix(),
             staged: format!("/{}", self.instance_id),
             file_uri: None,
@@ -94,14 +127,14 @@ impl Instance {
 
     /// Statistics, which only a running instance has.
     pub(crate) fn stats(&self, now: Now, config: &CellConfig) -> Option<InstanceStats> {
-        let started = self.started.filter(|_| self.state() == InstanceState::Running)?;
+        let started = self.started.filter(|_| self.told_state() == InstanceState::Running)?;
         let (sample, limits) = (self.usage.last(), self.start.limits);
         Some(InstanceStats {
             name: self.start.name.clone(),
             uris: self.uris.clone(),
             host: config.ip.clone(),
             port: self.port,
-            uptime: (now.mono - started.mono).as_secs(),
+            uptime: (started.before + (now.mono - started.mono)).as_secs(),
             mem_quota: limits.mem.to_bytes(),
             disk_quota: limits.disk.to_bytes(),
             fds_quota: limits.fds,

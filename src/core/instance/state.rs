@@ -8,9 +8,11 @@ use crate::Mono;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     Born,
+    /// STARTING, or RESUMING what ran in an earlier process.
     Starting {
         phase: StartPhase,
         deadline: Mono,
+        resumed: bool,
     },
     Running,
     Stopping {
@@ -40,7 +42,8 @@ impl State {
     pub(crate) fn name(self) -> InstanceState {
         match self {
             Self::Born => InstanceState::Born,
-            Self::Starting { .. } => InstanceState::Starting,
+            Self::Starting { resumed: false, .. } => InstanceState::Starting,
+            Self::Starting { resumed: true, .. } => InstanceState::Resuming,
             Self::Running => InstanceState::Running,
             Self::Stopping { .. } => InstanceState::Stopping,
             Self::Stopped => InstanceState::Stopped,
@@ -87,12 +90,18 @@ pub(crate) fn allows(from: InstanceState, to: InstanceState) -> bool {
     }
 }
 
+/// What peers are told of a state. RESUMING is ours alone: to everybody else the instance has been RUNNING all the time, and a
+/// health manager that missed it in one heartbeat would start it elsewhere.
+pub(crate) fn told(state: InstanceState) -> InstanceState {
+    if state == InstanceState::Resuming { InstanceState::Running } else { state }
+}
+
 /// Whether the instance's memory quota is promised to it.
 pub(crate) fn reserves_memory(state: InstanceState) -> bool {
     use InstanceState::{Born, Crashed, Evacuating, Resuming, Running, Starting, Stopped, Stopping};
     match state {
-        Born | Starting | Running | Stopping | Evacuating => true,
-        Stopped | Crashed | Resuming => false,
+        Born | Starting | Running | Stopping | Evacuating | Resuming => true,
+        Stopped | Crashed => false,
     }
 }
 
@@ -105,7 +114,7 @@ pub(crate) fn reserves_disk(state: InstanceState) -> bool {
 pub(crate) fn is_heartbeated(state: InstanceState) -> bool {
     use InstanceState::{Born, Crashed, Evacuating, Resuming, Running, Starting, Stopped, Stopping};
     match state {
-        Starting | Running | Crashed | Evacuating => true,
-        Born | Stopping | Stopped | Resuming => false,
+        Starting | Running | Crashed | Evacuating | Resuming => true,
+        Born | Stopping | Stopped => false,
     }
 }

@@ -40,7 +40,7 @@ fn what_each_state_means() {
         (Stopping, true, true, false),
         (Stopped, false, false, false),
         (Crashed, false, true, true),
-        (Resuming, false, false, false),
+        (Resuming, true, true, true),
         (Evacuating, true, true, true),
     ];
     for (state, memory, disk, heartbeat) in rows {
@@ -161,6 +161,7 @@ fn told(deeds: &[Deed]) -> String {
         Deed::Entered { from, to, why: _ } => format!("{from}→{to}"),
         Deed::WantDroplet => "want-droplet".to_owned(),
         Deed::StartSandbox => "start".to_owned(),
+        Deed::Moved { from } => format!("moved from {from}"),
         Deed::StopSandbox => "stop".to_owned(),
         Deed::KillSandbox => "kill".to_owned(),
         Deed::Reachable => "reachable".to_owned(),

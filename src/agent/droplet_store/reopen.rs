@@ -1,0 +1,67 @@
+//! What an instance finds that has run in an earlier process: its own files, and what that process had unpacked of its droplet.
+//!
+//! Neither is checked against the archive again. They are in a directory that only this user can write to, and a component that is not
+//! what it was is compiled anew, by its own digest. It is what lets a thousand instances run again within a second.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use dewar_protocol::DropletSha1;
+
+use super::{COMPONENT, DropletError, DropletStore, INFO, InstanceLimits, UNPACKED, UnpackedDroplet, at};
+use crate::blocking;
+use crate::removal::remove_tree;
+use crate::staging::StagingInfo;
+
+impl DropletStore {
+    /// The droplet of an instance whose files are in `instance_dir`; `None` where some of either is missing.
+    pub async fn reopen(&self, sha1: &DropletSha1, instance_dir: &Path) -> Option<UnpackedDroplet> {
+        let (shared, instance_dir) = (self.0.dir.join(sha1.as_str()).join(UNPACKED), instance_dir.to_owned());
+        blocking::run(move || {
+            let is_there = ["app", "tmp", "logs"].iter().all(|name| is_directory(&instance_dir.join(name)));
+            if is_there { droplet(&shared) } else { None }
+        })
+        .await
+    }
+
+    /// As [`DropletStore::unpack`], in place of what is left in `instance_dir`.
+    ///
+    /// # Errors
+    /// See [`DropletError`].
+    pub async fn unpack_again(
+        &self,
+        sha1: &DropletSha1,
+        instance_dir: &Path,
+        limits: InstanceLimits,
+    ) -> Result<UnpackedDroplet, DropletError> {
+        let left: [PathBuf; 3] = ["app", "tmp", "logs"].map(|name| instance_dir.join(name));
+        blocking::run(move || {
+            for path in left {
+                match remove_tree(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        self.unpack(sha1, instance_dir, limits).await
+    }
+}
+
+fn droplet(shared: &Path) -> Option<UnpackedDroplet> {
+    let (wasm, info) = (shared.join(COMPONENT), shared.join(INFO));
+    if !fs::symlink_metadata(&wasm).ok()?.is_file() {
+        return None;
+    }
+    let info = match fs::symlink_metadata(&info) {
+        Ok(file) if file.is_file() => StagingInfo::read(&info).ok()?,
+        _ => StagingInfo::default(),
+    };
+    Some(UnpackedDroplet { wasm, info })
+}
+
+fn is_directory(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|file| file.is_dir())
+}
