@@ -8,6 +8,7 @@
 //! - one CRASHED exit message per crash, at the time of the crash, and nothing after STOPPED;
 //! - at most one first reply and one second reply to a staging request, in this order;
 //! - what an instance may have left on disk is deleted once, and not while its sandbox lives;
+//! - what is saved names what is registered, and what is registered is saved soon;
 //! - nothing periodic while the bus is down, no advertisement after the farewell, nothing new once the agent leaves;
 //! - an evacuated agent keeps what it has, tells of its going once, and is gone when its time is over;
 //! - waking an agent before its time changes nothing, and waking it in time moves its next time on.
@@ -42,22 +43,26 @@ pub(crate) struct Ledger {
     routes: BTreeMap<u16, BTreeSet<String>>,
     /// Crashes whose message has not come yet.
     untold: BTreeSet<InstanceId>,
-    ended: BTreeSet<InstanceId>,
+    pub(crate) ended: BTreeSet<InstanceId>,
+    /// Crashes that could not be told at their time.
+    late: BTreeSet<InstanceId>,
     /// Who runs and has not been in a heartbeat since, although there was a bus all the time, and since when.
     not_told: BTreeMap<InstanceKey, Mono>,
     /// How many first and second replies each request has got.
-    stagings: HashMap<ReplyTo, (u32, u32)>,
+    pub(crate) stagings: HashMap<ReplyTo, (u32, u32)>,
     /// Stagings that were accepted over HTTP.
-    accepted: usize,
+    pub(crate) accepted: usize,
     /// Those of them whose end was reported.
     reported: BTreeSet<TaskKey>,
     /// Instances that have been STARTING and whose files have not been deleted, by their id at the start.
-    files: BTreeMap<InstanceId, InstanceKey>,
+    pub(crate) files: BTreeMap<InstanceId, InstanceKey>,
     /// Who is about to lose its files.
     cleared: BTreeSet<InstanceKey>,
     /// When what is repeated was said last; routes by port.
     said: BTreeMap<(&'static str, u16), Mono>,
     connected: bool,
+    /// Before it ever was, what happens once is kept back.
+    ever_connected: bool,
     /// It is out of placement.
     farewell: bool,
     /// It takes nothing new.
@@ -91,6 +96,7 @@ impl Ledger {
             }
             Input::Bus(event @ (BusEvent::Up | BusEvent::Down)) => {
                 self.connected = *event == BusEvent::Up;
+                self.ever_connected |= self.connected;
                 self.not_told.clear();
             }
             Input::Sandbox(key, SandboxEvent::Launched { port: Some(port), .. }) => drop(self.ports.insert(*port, *key)),
@@ -101,7 +107,7 @@ impl Ledger {
 
     /// An input that has been taken.
     pub(crate) fn taken(&mut self, input: &Input, effects: &[Effect]) {
-        assert!(self.untold.is_empty(), "a crash was not told: {effects:?}");
+        assert!(self.untold.is_empty() || !self.ever_connected, "a crash was not told: {effects:?}");
         if let (Input::Request(Request::Stage(_), Some(reply_to)), [Effect::Refused { .. }, ..]) = (input, effects) {
             let answered = self.stagings.remove(reply_to);
             assert!(!self.leaving || answered == Some((0, 1)), "a refused staging is answered");
@@ -121,7 +127,11 @@ impl Ledger {
             Effect::StartSandbox(spec) => {
                 assert!(!self.deaf, "something is started by an agent that shuts down");
                 let state = self.states.get(&spec.key);
-                assert!(matches!(state, Some(InstanceState::Starting | InstanceState::Evacuating)), "{state:?}");
+                let known = match spec.resumed {
+                    Some(_) => matches!(state, Some(InstanceState::Resuming)),
+                    None => matches!(state, Some(InstanceState::Starting | InstanceState::Evacuating)),
+                };
+                assert!(known, "{state:?}");
             }
             Effect::StopSandbox(key) => {
                 let mut leading = self.routes.iter().filter(|(port, uris)| !uris.is_empty() && self.ports.get(port) == Some(key));
@@ -140,7 +150,8 @@ impl Ledger {
                 assert_eq!(reply.error.is_none(), reply.droplet_sha1.is_some());
             }
             Effect::Unsubscribe => (self.deaf, self.evacuating) = (true, None),
-            Effect::KillSandbox(_)
+            Effect::SaveSnapshot(_)
+            | Effect::KillSandbox(_)
             | Effect::EvictDroplet(_)
             | Effect::CancelStaging(_)
             | Effect::AppLog { .. }
@@ -202,7 +213,8 @@ impl Ledger {
 
     fn note_heartbeat(&mut self, heartbeat: &Heartbeat) {
         let told = |state| heartbeat.droplets.iter().filter(|entry| entry.state == state).count();
-        let known = |state| self.states.iter().filter(move |(_, known)| **known == state).map(|(key, _)| *key);
+        let as_told = |state| if state == InstanceState::Resuming { InstanceState::Running } else { state };
+        let known = |state| self.states.iter().filter(move |(_, known)| as_told(**known) == state).map(|(key, _)| *key);
         for state in [InstanceState::Starting, InstanceState::Running, InstanceState::Evacuating] {
             assert_eq!(told(state), known(state).count(), "{state} in {heartbeat:?}");
         }
@@ -233,13 +245,13 @@ impl Ledger {
     }
 
     fn note_transition(&mut self, now: Now, key: InstanceKey, id: &InstanceId, from: InstanceState, to: InstanceState) {
-        use InstanceState::{Born, Crashed, Evacuating, Running, Starting, Stopped, Stopping};
+        use InstanceState::{Born, Crashed, Evacuating, Resuming, Running, Starting, Stopped, Stopping};
         let before = self.states.insert(key, to);
         assert_eq!(before.unwrap_or(Born), from, "{key:?} was in another state");
         let legal = matches!(
             (from, to),
-            (Born, Starting | Crashed | Stopped)
-                | (Starting, Running | Crashed | Stopping | Evacuating)
+            (Born, Starting | Resuming | Crashed | Stopped)
+                | (Starting | Resuming, Running | Crashed | Stopping | Evacuating)
                 | (Running, Crashed | Stopping | Evacuating)
                 | (Evacuating, Crashed | Stopping)
                 | (Stopping, Stopped)
@@ -255,8 +267,11 @@ impl Ledger {
         if (from, to) == (Born, Starting) {
             self.files.insert(id.clone(), key);
         }
-        if to == Crashed {
+        if to == Crashed && !(from == Resuming && self.ended.contains(id)) {
             self.untold.insert(id.clone());
+            if !self.ever_connected {
+                self.late.insert(id.clone());
+            }
         }
     }
 
@@ -288,7 +303,7 @@ impl Ledger {
         }
         for (key, instance) in &entries {
             assert_eq!(self.states.get(key), Some(&instance.state), "{instance:?}");
-            let needs = matches!(instance.state, InstanceState::Running | InstanceState::Stopping);
+            let needs = matches!(instance.state, InstanceState::Running | InstanceState::Stopping | InstanceState::Resuming);
             assert!(!needs || sandboxes.contains(key), "no sandbox for {instance:?}");
         }
         self.states.retain(|key, state| {
@@ -394,6 +409,12 @@ impl Coverage {
             "EVACUATING → STOPPING",
             "EVACUATING → CRASHED",
             "STOPPING → STOPPED",
+            "BORN → RESUMING",
+            "RESUMING → RUNNING",
+            "RESUMING → CRASHED",
+            "RESUMING → STOPPING",
+            "the agent was restarted while the instance was starting",
+            "Error staging: task stopped, the agent was restarted",
             "kill",
             "delete files",
             "make room",

@@ -5,10 +5,12 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use dewar_core::{BusEvent, Effect, Input, KeptDroplet, Mono, Now, ReplyTo, Request, Signal, VarzInstance, Wall};
+use dewar_protocol::Snapshot;
 
 use crate::agent::{Agent, Later, Luck};
 use crate::chance::Chance;
 use crate::ledger::{Coverage, varz};
+use crate::restart::Disk;
 use crate::timeless;
 
 pub(crate) struct World {
@@ -76,6 +78,7 @@ impl World {
         for number in 0..agents {
             let agent = world.process();
             world.agents.push(agent);
+            world.resume(number, None);
             world.plan(number, Duration::from_secs(1), What::Later(Later::Bus(BusEvent::Up)));
         }
         world
@@ -131,7 +134,8 @@ impl World {
             What::Later(later) => agent.happens(&later, &mut self.chance),
         };
         let Some(input) = input else { return };
-        if self.luck == Luck::Bad && !matches!(input, Input::Bus(_) | Input::Request(..)) && self.chance.percent(5) {
+        let may_come_again = !matches!(input, Input::Bus(_) | Input::Request(..) | Input::SnapshotSaved { .. });
+        if self.luck == Luck::Bad && may_come_again && self.chance.percent(5) {
             let delay = self.chance.seconds(0, 100);
             self.plan(event.agent, delay, What::Input(input.clone()));
         }
@@ -154,22 +158,30 @@ impl World {
         let agent = &mut self.agents[number];
         agent.ledger.expect(now, &input);
         let effects = agent.cell.handle(now, input.clone());
+        self.take(number, &input, &effects);
+    }
+
+    /// What an agent wants done.
+    fn take(&mut self, number: usize, input: &Input, effects: &[Effect]) {
+        let now = self.now();
+        let agent = &mut self.agents[number];
         (number, self.mono).hash(&mut self.history);
         format!("{effects:?}").hash(&mut self.history);
         (number, self.mono).hash(&mut self.timeless);
-        for effect in &effects {
+        for effect in effects {
             format!("{:?}", timeless::without_wall_time(effect)).hash(&mut self.timeless);
         }
         let mut plans = Vec::new();
-        for effect in &effects {
+        for effect in effects {
             agent.ledger.note(now, effect);
             self.coverage.note(effect);
             plans.extend(agent.carry_out(effect, self.luck, &mut self.chance));
         }
-        agent.ledger.taken(&input, &effects);
+        agent.ledger.taken(input, effects);
         if agent.exit_code.is_none() {
             let sandboxes = agent.live_sandboxes();
             agent.ledger.check(now, &mut agent.cell, &sandboxes);
+            agent.disk.check(now, &varz(&mut agent.cell, now), effects);
         }
         for (delay, later) in plans {
             self.plan(number, delay, What::Later(later));
@@ -182,9 +194,25 @@ impl World {
 
     /// A new process takes the place of one that has ended or was killed.
     pub(crate) fn restart(&mut self, number: usize) {
+        let left = self.agents[number].disk.after_a_kill(&mut self.chance);
+        let next_port = self.agents[number].next_port;
         self.agents[number] = self.process();
+        self.agents[number].next_port = next_port;
+        self.resume(number, left);
         let delay = self.chance.seconds(0, 10);
         self.plan(number, delay, What::Later(Later::Bus(BusEvent::Up)));
+    }
+
+    /// A process begins with what another one has left.
+    fn resume(&mut self, number: usize, left: Option<Snapshot>) {
+        let now = self.now();
+        let agent = &mut self.agents[number];
+        agent.disk = Disk::with(left.clone());
+        agent.ledger.succeed(left.as_ref());
+        let effects = agent.cell.resume(now, left);
+        self.take(number, &Input::Wake, &effects);
+        let agent = &mut self.agents[number];
+        agent.disk.assert_nothing_is_lost_or_doubled(&varz(&mut agent.cell, now));
     }
 
     /// A message to one agent. It does not come while the agent is not connected; it may come late, twice or not at all.

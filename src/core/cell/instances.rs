@@ -282,6 +282,7 @@ impl Cell {
     /// Out of the registry, and off the disk.
     fn forget(&mut self, key: InstanceKey, delete: fn(InstanceId) -> Effect, out: &mut Vec<Effect>) {
         let Some(instance) = self.registry.remove(key) else { return };
+        self.saves.change();
         self.crashes.forget(&instance.start.app_id, key);
         out.push(app_log(&instance, LogStream::Out, with_index_and_guid("Stopping app instance", &instance)));
         out.push(app_log(&instance, LogStream::Out, with_index_and_guid("Stopped app instance", &instance)));

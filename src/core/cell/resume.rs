@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dewar_protocol::{Snapshot, SnapshotInstance, SnapshotTask};
+use dewar_protocol::{InstanceState, Snapshot, SnapshotInstance, SnapshotTask};
 
 use super::Cell;
 use crate::instance::{Event, Instance, Resumption};
@@ -101,7 +101,7 @@ impl Cell {
         }
         out.extend(legacy.withheld);
         for key in self.registry.keys() {
-            self.registry.update(key, |instance| instance.end_is_told = true);
+            self.registry.update(key, |instance| instance.end_is_told |= instance.state() == InstanceState::Crashed);
         }
         self.saves.change();
     }

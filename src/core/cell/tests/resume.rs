@@ -113,9 +113,9 @@ fn every_saved_state_has_its_resumption() {
     scene.at(101).check(
         Input::Bus(BusEvent::Up),
         expect![[r#"
-            router.unregister stopping.example.net → 10.0.16.23:61004 of stopping by dea-2
-            droplet.exited starting/1 Crashed -1 "the agent was restarted while the instance was starting" at 100
             to asker: staging of t1: Error staging: task stopped, the agent was restarted, no droplet
+            droplet.exited starting/1 Crashed -1 "the agent was restarted while the instance was starting" at 100
+            router.unregister stopping.example.net → 10.0.16.23:61004 of stopping by dea-2
             router.greet
             vcap.component.announce DEA 2 10.0.16.23:49871
             dea.start cell 10.0.16.23
