@@ -192,7 +192,7 @@ impl Instance {
 
     pub(crate) fn state(&self) -> InstanceState {
         match self.state.name() {
-            InstanceState::Starting | InstanceState::Running if self.evacuating => InstanceState::Evacuating,
+            InstanceState::Starting | InstanceState::Resuming | InstanceState::Running if self.evacuating => InstanceState::Evacuating,
             name => name,
         }
     }

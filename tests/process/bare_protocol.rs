@@ -8,7 +8,7 @@ use crate::controller::{Blobstore, zip};
 use crate::harness::{Process, free_port, get_until, guest, loopback, nats_server};
 use crate::nats::Nats;
 
-const APP: &str = "7b1d9c52-3f0e-4a86-b2c4-95e1d0a7f3c8";
+pub(crate) const APP: &str = "7b1d9c52-3f0e-4a86-b2c4-95e1d0a7f3c8";
 
 /// An agent's configuration as a DEA's operator writes it.
 pub(crate) fn agent_yml(base_dir: &std::path::Path, nats_port: u16) -> String {
@@ -32,7 +32,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_by(&[], "")
     }
 

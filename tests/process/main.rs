@@ -21,6 +21,7 @@ mod hardening;
 mod hostile_messages;
 mod leaving;
 mod signals;
+mod restarts;
 mod slow_consumer;
 mod telemetry;
 mod three_processes;

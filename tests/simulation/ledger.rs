@@ -63,6 +63,8 @@ pub(crate) struct Ledger {
     connected: bool,
     /// Before it ever was, what happens once is kept back.
     ever_connected: bool,
+    /// It is being told now.
+    catches_up: bool,
     /// It is out of placement.
     farewell: bool,
     /// It takes nothing new.
@@ -96,6 +98,7 @@ impl Ledger {
             }
             Input::Bus(event @ (BusEvent::Up | BusEvent::Down)) => {
                 self.connected = *event == BusEvent::Up;
+                self.catches_up = self.connected && !self.ever_connected;
                 self.ever_connected |= self.connected;
                 self.not_told.clear();
             }
@@ -107,6 +110,7 @@ impl Ledger {
 
     /// An input that has been taken.
     pub(crate) fn taken(&mut self, input: &Input, effects: &[Effect]) {
+        self.catches_up = false;
         assert!(self.untold.is_empty() || !self.ever_connected, "a crash was not told: {effects:?}");
         if let (Input::Request(Request::Stage(_), Some(reply_to)), [Effect::Refused { .. }, ..]) = (input, effects) {
             let answered = self.stagings.remove(reply_to);
@@ -197,13 +201,15 @@ impl Ledger {
 
     fn note_exited(&mut self, now: Now, exited: &DropletExited) {
         let (crashed, id) = (exited.reason == ExitReason::Crashed, &exited.instance_id);
-        assert_eq!(exited.crash_timestamp, crashed.then(|| now.wall.whole_seconds()));
+        assert!(self.ever_connected, "told nobody: {exited:?}");
+        let late = self.late.remove(id);
+        assert!(late || exited.crash_timestamp == crashed.then(|| now.wall.whole_seconds()), "{exited:?} at {now:?}");
         match exited.reason {
             ExitReason::Crashed => assert!(self.untold.remove(id), "a crash is told that did not happen, or twice: {exited:?}"),
-            ExitReason::Stopped => assert!(!self.leaving, "{exited:?}"),
+            ExitReason::Stopped => assert!(!self.leaving || self.catches_up, "{exited:?}"),
             ExitReason::DeaShutdown => assert!(self.leaving && !self.evacuated, "{exited:?}"),
             ExitReason::DeaEvacuation => {
-                assert!(self.evacuated && !self.deaf && self.foretold.insert(id.clone()), "{exited:?}");
+                assert!(self.evacuated && (!self.deaf || self.catches_up) && self.foretold.insert(id.clone()), "{exited:?}");
                 return;
             }
         }

@@ -83,7 +83,8 @@ impl Disk {
         assert_eq!(is.len(), seen.instances.len(), "an instance is there twice");
         assert!(was.keys().eq(is.keys()), "{was:?} became {is:?}");
         for (id, state) in was {
-            let expected = if state == InstanceState::Running { InstanceState::Resuming } else { InstanceState::Crashed };
+            let ran = matches!(state, InstanceState::Running | InstanceState::Evacuating);
+            let expected = if ran { InstanceState::Resuming } else { InstanceState::Crashed };
             assert_eq!(is[id], expected, "{id} was {state}");
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use dewar_protocol::DropletSha1;
 
-use super::{COMPONENT, DropletError, DropletStore, INFO, InstanceLimits, UNPACKED, UnpackedDroplet, at};
+use super::{COMPONENT, DropletError, DropletStore, INFO, InstanceLimits, MANIFEST, UNPACKED, UnpackedDroplet, at, manifest};
 use crate::blocking;
 use crate::removal::remove_tree;
 use crate::staging::StagingInfo;
@@ -59,7 +59,12 @@ fn droplet(shared: &Path) -> Option<UnpackedDroplet> {
         Ok(file) if file.is_file() => StagingInfo::read(&info).ok()?,
         _ => StagingInfo::default(),
     };
-    Some(UnpackedDroplet { wasm, info })
+    let manifest = shared.join(MANIFEST);
+    let state_file = match fs::symlink_metadata(&manifest) {
+        Ok(file) if file.is_file() => manifest::state_file(&manifest).ok()?,
+        _ => None,
+    };
+    Some(UnpackedDroplet { wasm, info, state_file })
 }
 
 fn is_directory(path: &Path) -> bool {

@@ -210,7 +210,7 @@ fn resuming() -> Scene {
 
 #[test]
 fn another_port_takes_the_routes_off_the_old_one() {
-    let moved = Input::Sandbox(InstanceKey(1), SandboxEvent::Launched { port: Some(62_000) });
+    let moved = Input::Sandbox(InstanceKey(1), SandboxEvent::Launched { port: Some(62_000), state_file: false });
     let effects = resuming().take(moved);
     assert_eq!(without_save(&effects), "router.unregister shop.example.net → 10.0.16.23:61001 of shop by dea-2\n");
 }
