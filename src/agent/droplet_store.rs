@@ -14,7 +14,7 @@ mod eviction;
 mod manifest;
 mod reopen;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -161,6 +161,8 @@ struct Store {
     busy: Mutex<HashMap<DropletSha1, Weak<tokio::sync::Mutex<()>>>>,
     /// What the file was when its digest was last found right. As many as there are droplets.
     verified: Mutex<HashMap<DropletSha1, FileIdentity>>,
+    /// Those that instances of an earlier process run from again.
+    taken_over: Mutex<HashSet<DropletSha1>>,
     /// The droplets that this process has unpacked.
     unpacked: Mutex<HashMap<DropletSha1, Arc<Unpacked>>>,
     uses: Uses,
@@ -200,8 +202,8 @@ impl DropletStore {
     }
 
     fn with(dir: &Path, transfers: Transfers, uses: Uses) -> Self {
-        let (busy, verified, unpacked) = Default::default();
-        Self(Arc::new(Store { dir: dir.to_owned(), transfers, busy, verified, unpacked, uses }))
+        let (busy, verified, taken_over, unpacked) = Default::default();
+        Self(Arc::new(Store { dir: dir.to_owned(), transfers, busy, verified, taken_over, unpacked, uses }))
     }
 
     /// Gets a droplet here, unless it is here and its digest is right. Callers that want the same at the same time share one
@@ -390,12 +392,7 @@ impl Store {
         };
         let state_file = state_file.map_err(|cause| DropletError::Manifest { sha1: sha1.clone(), cause })?;
         let shared = self.dir.join(sha1.as_str()).join(UNPACKED);
-        // Whatever becomes of this process: what has this name is whole.
-        let old = tempfile::tempdir_in(&partial).map_err(at(&partial))?;
-        match fs::rename(&shared, old.path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&shared)(error).into()),
-            _ => fs::rename(fresh.path(), &shared).map_err(at(&shared))?,
-        }
+        reopen::replace(&shared, fresh.path(), &partial).map_err(at(&shared))?;
         let bytes = tree.bytes;
         let unpacked = Arc::new(Unpacked { archive, bytes, app: AppFiles::of(tree), info, state_file });
         lock(&self.unpacked).insert(sha1.clone(), Arc::clone(&unpacked));

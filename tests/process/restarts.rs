@@ -20,6 +20,8 @@ impl World {
     fn kill(&mut self) {
         self.agent.signal("-KILL");
         self.agent.exit();
+        // What it said last may be on its way yet.
+        self.nats.count_within("dea.start", Duration::from_millis(100));
         self.nats.forget();
     }
 
@@ -45,7 +47,7 @@ impl World {
         serde_json::from_slice(&fs::read(self.base("db/instances.json")).unwrap()).expect("what is there is whole")
     }
 
-    fn start(&mut self, message: &Value) {
+    fn order(&mut self, message: &Value) {
         self.nats.publish(&format!("dea.{}.start", self.dea), message);
     }
 
@@ -64,7 +66,7 @@ impl World {
     fn run(&mut self, sha1: &Value, count: u32) -> BTreeMap<String, u16> {
         for index in 0..count {
             let message = self.start_message(index, sha1);
-            self.start(&message);
+            self.order(&message);
         }
         let count = count as usize;
         self.heartbeat(|told| told.values().filter(|state| *state == "RUNNING").count() == count);
@@ -114,12 +116,14 @@ fn what_ran_runs_again_and_what_had_just_begun_is_told() {
     }
     let mut crashing = world.start_message(2, &sha1);
     crashing["env"] = json!(["DRIVER_START=trap"]);
-    world.start(&crashing);
+    // A crash is kept until another one of the same app.
+    crashing["droplet"] = json!(CHURN);
+    world.order(&crashing);
     world.nats.expect("droplet.exited", |_| true);
     let (_listener, nowhere) = silence();
     let mut starting = world.start_message(3, &json!("a".repeat(40)));
     starting["executableUri"] = json!(nowhere);
-    world.start(&starting);
+    world.order(&starting);
     let staging = json!({"app_id": "staged", "task_id": "t2", "properties": {"services": [], "environment": [], "meta": {}},
         "download_uri": nowhere, "upload_uri": nowhere});
     world.nats.ask(&format!("staging.{}.start", world.dea), "inbox.t2", &staging);
@@ -183,7 +187,7 @@ fn fifty_kills_under_load_lose_nothing() {
         for index in [2 * kill, 2 * kill + 1] {
             let mut message = world.start_message(index, &sha1);
             message["droplet"] = json!(CHURN);
-            world.start(&message);
+            world.order(&message);
         }
         world.nats.publish("dea.stop", &json!({"droplet": CHURN, "indices": [2 * kill]}));
         let task = format!("kill-{kill}");
@@ -290,6 +294,7 @@ fn a_snapshot_of_the_first_version_and_its_droplets_resume() {
     assert_eq!((&route["port"], &route["uris"]), (&json!(port), &json!(["shop.example.net", "www.example.net"])));
     assert_eq!(route["private_instance_id"], instance["private_instance_id"]);
     let place = loopback(port);
+    assert_eq!(get_until(place, "shop.example.net", "/fs/read?path=/app/note.txt", 200).body, "changed", "files stay as they were");
     assert_eq!(get_until(place, "shop.example.net", "/env?name=LATER", 200).body.trim_end(), "good day, Sir");
     world.nats.ask("dea.find.droplet", "inbox.find", &json!({"droplet": APP, "include_stats": true}));
     let found = world.nats.expect("inbox.find", |_| true).json;

@@ -201,7 +201,7 @@ impl Agent {
     }
 
     fn start(&mut self, spec: &SandboxSpec, luck: Luck, chance: &mut Chance) -> Plans {
-        let (key, start) = (spec.key, &spec.start);
+        let key = spec.key;
         self.next_port += 1;
         let bad = luck == Luck::Bad;
         let old = spec.resumed.and_then(|resumed| resumed.port).filter(|_| !(bad && chance.percent(10)));

@@ -105,6 +105,8 @@ impl Host {
         };
         let path = base_dir.paths().droplets();
         let droplets = DropletStore::open(&path, transfers.clone()).map_err(|source| AgentError::Droplets { path, source })?;
+        let instances = left.iter().flat_map(|left| &left.instances);
+        droplets.take_over(instances.filter_map(|instance| instance.droplet_sha1.clone()));
         let stager = config.staging.enabled.then(|| stager(config, &base_dir, &sandboxes, &droplets, transfers)).transpose()?;
         let loggregator = match &config.loggregator {
             Some(loggregator) => Some(Loggregator::new(loggregator, config.index).await?),

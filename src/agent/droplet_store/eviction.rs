@@ -100,7 +100,7 @@ impl Store {
     }
 
     /// What is here, the least recently used first. Blocks. What is neither a droplet nor on its way to become one is removed: what
-    /// evictions did not get to delete, and unpacked trees of earlier processes, which nobody trusts.
+    /// evictions did not get to delete, and unpacked trees of earlier processes, which nobody trusts but those that run from them again.
     fn survey(&self) -> Result<Vec<KeptDroplet>, StoreError> {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(at(&self.dir))? {
@@ -130,7 +130,8 @@ impl Store {
         let Ok(_busy) = busy.try_lock() else { return };
         let dir = self.dir.join(sha1.as_str());
         let untrusted = dir.join(UNPACKED);
-        if !lock(&self.unpacked).contains_key(sha1) && untrusted.exists() {
+        let trusted = lock(&self.unpacked).contains_key(sha1) || lock(&self.taken_over).contains(sha1);
+        if !trusted && untrusted.exists() {
             remove_left_over(&untrusted);
             self.mark(&dir, used);
         }
