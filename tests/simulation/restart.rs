@@ -115,6 +115,7 @@ impl Ledger {
                 self.ended.insert(instance.instance_id.clone());
             }
         }
+        self.accepted += left.staging_tasks.iter().filter(|task| task.by_http).count();
         let waiting = left.staging_tasks.iter().filter_map(|task| task.reply_to.as_deref());
         self.stagings.extend(waiting.map(|to| (ReplyTo(to.into()), (0, 0))));
     }

@@ -311,3 +311,32 @@ fn nothing_is_saved_before_the_load_and_a_shutdown_saves_at_last() {
     assert!(lines.ends_with("save snapshot\nexit 0\n"), "{lines}");
     assert_eq!(images(&end)[0].instances, []);
 }
+
+#[test]
+fn only_services_with_a_drain_have_one() {
+    let mut start = start_message("shop", 0);
+    start.services = serde_json::from_str(
+        r#"[{"name":"a","label":"logs","syslog_drain_url":"syslog://a"},{"name":"b","label":"db"},{"name":"c","label":"db","syslog_drain_url":null}]"#,
+    )
+    .unwrap();
+    let mut scene = saving();
+    scene.run(start);
+    let saved = left(&mut scene);
+    let drains: Vec<_> = saved.instances[0].syslog_drain_urls.iter().map(|url| url.expose().as_str()).collect();
+    assert_eq!(drains, ["syslog://a"]);
+}
+
+#[test]
+fn who_asked_over_http_is_told_over_http_until_it_is_heard() {
+    let mut before = saving();
+    before.take(asked(Request::StageByHttp(Box::new(staging_message("staged", "t1")))));
+    let saved = left(&mut before);
+    assert!(saved.staging_tasks[0].by_http);
+    let mut scene = Scene::offline(config());
+    let effects = scene.resume(Some(saved));
+    let Some(Effect::ReportStaging { task, reply }) = effects.first() else { panic!("{effects:?}") };
+    assert_eq!(reply.error.as_deref(), Some("Error staging: task stopped, the agent was restarted"));
+    assert_eq!(left(&mut scene).staging_tasks.len(), 1, "it may not have been heard yet");
+    scene.take(Input::Staging(*task, StagingEvent::Reported));
+    assert_eq!(left(&mut scene).staging_tasks, []);
+}
