@@ -37,6 +37,6 @@ say 'lints (about 5 minutes the first time)'
 cargo clippy --workspace --all-targets --quiet -- -D warnings
 
 say 'tests (about 20 minutes the first time, most of it compiling)'
-cargo test --workspace --quiet "$@"
+cargo test --workspace --quiet --no-fail-fast "$@"
 
 say 'all passed'

@@ -113,14 +113,6 @@ impl HealthManager {
             }
         }
     }
-
-    /// Starts what does not run anywhere, on `agent`.
-    pub(crate) fn start_missing(&mut self, agent: &str, of: &BTreeSet<Wanted>) {
-        let running = self.running_everywhere();
-        for what in of.iter().filter(|what| !running.contains_key(*what)) {
-            self.nats.publish(&format!("dea.{agent}.start"), &self.starts[what]);
-        }
-    }
 }
 
 fn wanted(entry: &Value) -> Wanted {

@@ -173,8 +173,7 @@ async fn fill_the_disk() {
         let text = failed.error.message;
         assert!(text.contains("No space left on device"), "{text}");
         assert_eq!(failed.error.info, None, "the developer cannot mend it");
-        let places =
-            ["buildpack http", "app package: Error downloading", "store the app package", "run the buildpack", "write the archive"];
+        let places = ["buildpack http", "app package: Error downloading", "of the app package", "run the buildpack", "write the archive"];
         failures.extend(places.into_iter().filter(|place| text.contains(place)));
         if failed.during_setup {
             continue;
