@@ -55,7 +55,7 @@ fn limits() -> Limits {
 }
 
 fn sha1() -> DropletSha1 {
-    DropletSha1::parse("2fd4e1c67a2d28fced849ee1bb76e7391b93eb12").unwrap()
+    DropletSha1::parse("2fd4e1c67a2d28fced849ee1bb76e7391b93eb12").expect("forty hexadecimal digits")
 }
 
 fn instance() -> SnapshotInstance {

@@ -26,10 +26,12 @@ impl Scene {
 }
 
 fn images(effects: &[Effect]) -> Vec<&SnapshotImage> {
-    let image = |effect| match effect {
-        &Effect::SaveSnapshot(ref image) => Some(&**image),
-        _ => None,
-    };
+    fn image(effect: &Effect) -> Option<&SnapshotImage> {
+        match effect {
+            Effect::SaveSnapshot(image) => Some(image),
+            _ => None,
+        }
+    }
     effects.iter().filter_map(image).collect()
 }
 
