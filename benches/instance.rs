@@ -129,6 +129,7 @@ async fn instance(wasm: &Path, dir: &Path, instances: Instances) -> (SocketAddr,
         compile_limits: CompileLimits::default(),
         artifact_bytes: dewar_protocol::Bytes(1 << 30),
         network: NetworkConfig::default(),
+        core_dumps: false,
     };
     let sandboxes = Sandboxes::new(config).unwrap();
     let program = sandboxes.program(wasm).await.unwrap();

@@ -160,6 +160,8 @@ pub struct InstanceConfig {
     pub cpu: CpuConfig,
     /// Limits on what reaches an http instance.
     pub http: HttpLimits,
+    /// Whether the memory of one that traps is kept with its files.
+    pub core_dumps: bool,
 }
 
 /// Whom instances and buildpacks may talk to.

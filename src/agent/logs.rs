@@ -24,6 +24,7 @@ use self::ring::Ring;
 pub(crate) use self::staging::StagingLog;
 use crate::telemetry::Loggregator;
 
+mod core_dump;
 mod files;
 mod last_lines;
 mod ring;
@@ -145,6 +146,11 @@ struct Sink {
 impl Output for Sink {
     fn line(&self, stream: LogStream, text: &str) {
         self.logs.send(&self.app_id, self.source, self.index, stream, text, &self.files);
+    }
+
+    fn core_dump(&self, dump: &[u8]) {
+        let Files::Instance(files) = &self.files else { return };
+        self.line(LogStream::Err, core_dump::keep(dump, &files.logs));
     }
 }
 

@@ -69,8 +69,9 @@ impl Calls {
     }
 }
 
-/// What decides the native code: the same in the agent and in the compiler's process.
-fn config(calls: Calls) -> Config {
+/// What decides the native code: the same in the agent and in the compiler's process. Whether an error carries a core dump is for
+/// those who run guests, and no matter of the code.
+fn config(calls: Calls, core_dumps: bool) -> Config {
     let mut config = Config::new();
     let concurrent = calls == Calls::Concurrent;
     config
@@ -84,25 +85,26 @@ fn config(calls: Calls) -> Config {
         .shared_memory(false)
         // Names come from the name section, which is nearly always there; reading a guest's DWARF would be work of its choosing.
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        .coredump_on_trap(core_dumps)
         .async_stack_size(STACK_BYTES);
     config
 }
 
 /// An engine that only compiles.
 pub(crate) fn compiling(calls: Calls) -> Result<Engine, Error> {
-    Engine::new(&config(calls))
+    Engine::new(&config(calls, false))
 }
 
 /// An engine that runs guests.
-pub(crate) fn running(calls: Calls) -> Result<(Engine, Allocation), Error> {
+pub(crate) fn running(calls: Calls, core_dumps: bool) -> Result<(Engine, Allocation), Error> {
     let memories = *MEMORIES;
-    let mut pooled = config(calls);
+    let mut pooled = config(calls, core_dumps);
     pooled.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(memories)));
     match Engine::new(&pooled) {
         Ok(engine) => Ok((engine, Allocation::Pooled { memories })),
         Err(error) => {
             warn!(error = format!("{error:#}"), memories, "the host does not let us reserve pools, allocating on demand");
-            Ok((Engine::new(&config(calls))?, Allocation::OnDemand))
+            Ok((Engine::new(&config(calls, core_dumps))?, Allocation::OnDemand))
         }
     }
 }
@@ -158,5 +160,19 @@ impl Hasher for StableHasher {
     fn finish(&self) -> u64 {
         let digest = self.0.clone().finalize();
         digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn native_code_is_the_same_with_core_dumps_and_without() {
+        let abi = |calls, core_dumps| artifact_abi(&Engine::new(&config(calls, core_dumps)).unwrap());
+        for calls in [Calls::Blocking, Calls::Concurrent] {
+            assert_eq!(abi(calls, true), abi(calls, false));
+        }
+        assert_ne!(abi(Calls::Blocking, true), abi(Calls::Concurrent, true));
     }
 }

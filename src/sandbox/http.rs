@@ -30,6 +30,7 @@ use tracing::warn;
 use wasmtime_wasi_http::handler::ProxyPre;
 
 use crate::answer::Ended;
+use crate::core_dump::CoreDumps;
 use crate::cpu::CpuAccount;
 use crate::guest::Guest;
 use crate::instance::{Orders, Parts};
@@ -52,11 +53,12 @@ pub(crate) struct App {
     pub(crate) pool: Arc<Pool>,
     pub(crate) limits: HttpLimits,
     pub(crate) cpu: Arc<CpuAccount>,
+    core_dumps: Arc<CoreDumps>,
     log: Arc<Log>,
     turns: Arc<Semaphore>,
     waiting: AtomicUsize,
     failures: AtomicU32,
-    /// What guests do after their answers.
+    /// What guests do after their answers, and core dumps that are being made.
     tasks: TaskTracker,
     /// Why the instance ends; the first reason counts.
     crash: Mutex<Option<Exit>>,
@@ -118,7 +120,13 @@ impl App {
             }
             Err(error) => match trap::exit_status(&error) {
                 Some(status) => self.crash(Exit::exited(status)),
-                None => self.failed(&blame(&error, worker.store.data_mut().take_refused_memory())),
+                None => {
+                    let text = blame(&error, worker.store.data_mut().take_refused_memory());
+                    if self.core_dumps.is_due(&error) {
+                        self.tasks.spawn(worker.dump(error, self.core_dumps.clone()));
+                    }
+                    self.failed(&text);
+                }
             },
         }
     }
@@ -170,13 +178,13 @@ impl Drop for Waiting<'_> {
 
 /// Runs the start-up code; gives what serves requests.
 pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<Pin<Box<dyn Future<Output = Exit> + Send>>, Exit> {
-    let Parts { shared, blueprint, cpu, orders, limits, listener } = parts;
+    let Parts { shared, blueprint, core_dumps, cpu, orders, limits, listener } = parts;
     let listener = listener.ok_or_else(|| Exit::failed("the instance has no address to serve on"))?;
     let unusable = |error: std::io::Error| Exit::failed(format!("cannot serve on the instance's address: {error}"));
     listener.set_nonblocking(true).map_err(unusable)?;
     let listener = TcpListener::from_std(listener).map_err(unusable)?;
     let log = blueprint.log.clone();
-    let pool = Pool::new(pre, blueprint, cpu.clone(), &limits, shared.crowd.clone());
+    let pool = Pool::new(pre, blueprint, core_dumps.clone(), cpu.clone(), &limits, shared.crowd.clone());
     let began = Instant::now();
     let first = pool.take().await.map_err(|cause| exit_of(&cause))?;
     if began.elapsed() > CHEAP_START {
@@ -191,6 +199,7 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
         turns: Arc::new(Semaphore::new(limits.concurrent_requests)),
         limits,
         cpu,
+        core_dumps,
         log,
         waiting: AtomicUsize::new(0),
         failures: AtomicU32::new(0),

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime_wasi::FsPerms;
 
+use crate::core_dump::CoreDumps;
 use crate::cpu::{CpuAccount, CpuQuota};
 use crate::given::{Given, Mount};
 use crate::guest::Blueprint;
@@ -319,6 +320,8 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
         Mount { host: spec.app_dir, guest: "/app", perms: FsPerms::ReadWrite },
         Mount { host: spec.tmp_dir, guest: "/tmp", perms: FsPerms::ReadWrite },
     ];
+    let name = spec.arguments.first().cloned().unwrap_or_default();
+    let core_dumps = CoreDumps::new(name, log.clone(), shared.core_dump_turns.clone());
     let blueprint = Blueprint {
         given: Given::new(spec.arguments, spec.environment, mounts),
         sockets: Sockets { serve, network: network.clone() },
@@ -328,7 +331,8 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
         ledger: meters.ledger.clone(),
         handles: meters.handles.clone(),
     };
-    let parts = Parts { shared, blueprint, cpu: meters.cpu.clone(), orders, limits: spec.http, listener: spec.listener };
+    let cpu = meters.cpu.clone();
+    let parts = Parts { shared, blueprint, core_dumps, cpu, orders, limits: spec.http, listener: spec.listener };
     let run = match world {
         World::Http => {
             let pre = spec.program.http().ok_or_else(|| Exit::failed("the droplet exports no wasi:http handler"))?;
@@ -346,6 +350,7 @@ async fn prepare(shared: Arc<Shared>, spec: InstanceSpec, orders: Orders) -> Res
 pub(crate) struct Parts {
     pub(crate) shared: Arc<Shared>,
     pub(crate) blueprint: Blueprint,
+    pub(crate) core_dumps: Arc<CoreDumps>,
     pub(crate) cpu: Arc<CpuAccount>,
     pub(crate) orders: Orders,
     pub(crate) limits: HttpLimits,

@@ -10,6 +10,7 @@ mod answer;
 mod artifacts;
 mod command;
 mod compile;
+mod core_dump;
 mod cpu;
 mod crowd;
 mod egress;

@@ -17,10 +17,15 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-/// Where lines go. Called from guest context, so it must not block. Lines come already cut and rate-limited.
+/// Where lines go, and what else a guest leaves to its developer.
 pub trait Output: Send + Sync + 'static {
-    /// One line, without its line end.
+    /// One line, without its line end. Called from guest context, so it must not block. Lines come already cut and rate-limited.
     fn line(&self, stream: LogStream, text: &str);
+
+    /// What a store of an instance held when its guest trapped, its memory with all secrets included, as [WebAssembly's tool
+    /// conventions](https://github.com/WebAssembly/tool-conventions/blob/main/Coredump.md) have it: at most 128 MiB of memory, and one
+    /// a minute. Comes before the instance's [`crate::Exit`], on a thread where it may block. Nobody has to keep it.
+    fn core_dump(&self, _dump: &[u8]) {}
 }
 
 /// A shared [`Output`].
@@ -70,6 +75,11 @@ impl Log {
             self.sink.line(LogStream::Err, &lost(dropped));
         }
         self.sink.line(stream, text);
+    }
+
+    /// Hands a core dump on.
+    pub(crate) fn core_dump(&self, dump: &[u8]) {
+        self.sink.core_dump(dump);
     }
 
     /// Several lines.

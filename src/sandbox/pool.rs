@@ -20,6 +20,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
 
 use crate::answer::{Answering, Watched};
+use crate::core_dump::CoreDumps;
 use crate::cpu::CpuAccount;
 use crate::crowd::{Crowd, Idle};
 use crate::guest::{Blueprint, Guest, TRAP_GRACE};
@@ -36,6 +37,7 @@ const PREPARED: usize = 16;
 pub(crate) struct Pool {
     pre: Arc<ProxyPre<Guest>>,
     blueprint: Blueprint,
+    core_dumps: Arc<CoreDumps>,
     cpu: Arc<CpuAccount>,
     startup_timeout: Duration,
     requests_per_store: u32,
@@ -57,7 +59,7 @@ pub(crate) struct Pool {
 /// Why there is no store.
 pub(crate) enum NoStore {
     /// The start-up code failed; how, and whether memory had been refused.
-    Failed(Error, Option<Refused>),
+    Failed(Arc<Error>, Option<Refused>),
     /// The start-up code waits for something.
     Waits(Duration),
 }
@@ -66,6 +68,7 @@ impl Pool {
     pub(crate) fn new(
         pre: Arc<ProxyPre<Guest>>,
         blueprint: Blueprint,
+        core_dumps: Arc<CoreDumps>,
         cpu: Arc<CpuAccount>,
         limits: &HttpLimits,
         crowd: Arc<Crowd>,
@@ -73,6 +76,7 @@ impl Pool {
         let pool = Arc::new(Self {
             pre,
             blueprint,
+            core_dumps,
             cpu,
             startup_timeout: limits.startup_timeout,
             requests_per_store: if limits.instances == Instances::Fresh { 1 } else { limits.requests_per_store },
@@ -151,7 +155,7 @@ impl Pool {
     async fn start(&self) -> Result<(Store<Guest>, Proxy), NoStore> {
         let refused = |error: Error| {
             let refused = error.downcast_ref::<Refused>().copied();
-            NoStore::Failed(error, refused)
+            NoStore::Failed(error.into(), refused)
         };
         let mut store = self.blueprint.store(self.engine()).map_err(refused)?;
         store.data_mut().memory().begin_call().map_err(|error| refused(error.into()))?;
@@ -166,7 +170,14 @@ impl Pool {
                 self.store_bytes.store(store.data_mut().memory().charged(), Ordering::Relaxed);
                 Ok((store, proxy))
             }
-            Ok((mut store, Err(error))) => Err(NoStore::Failed(error, store.data_mut().take_refused_memory())),
+            Ok((mut store, Err(error))) => {
+                let (error, refused) = (Arc::new(error), store.data_mut().take_refused_memory());
+                // Where there is no memory it may be tried again.
+                if refused.is_none() && self.core_dumps.is_due(&error) {
+                    self.core_dumps.clone().make(store, error.clone()).await;
+                }
+                Err(NoStore::Failed(error, refused))
+            }
             Err(_) => Err(NoStore::Waits(self.startup_timeout)),
         }
     }
@@ -320,6 +331,12 @@ impl Worker {
             Proxy::P2(proxy) => call_p2(&mut self.store, proxy, request, answering).await,
             Proxy::P3(service) => call_p3(&mut self.store, service, request, answering).await,
         }
+    }
+
+    /// Has a core dump made of a store whose call ended in this error.
+    pub(crate) async fn dump(self, error: Error, core_dumps: Arc<CoreDumps>) {
+        let Self { store, _live, .. } = self;
+        core_dumps.make(store, Arc::new(error)).await;
     }
 }
 

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dewar_protocol::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tracing::{info, warn};
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
 use crate::artifacts::{ABI_DIGITS, Artifacts};
 use crate::compile::{CompileLimits, Compilers};
+use crate::core_dump;
 use crate::crowd::Crowd;
 use crate::engine::{self, Allocation, Calls, hex};
 use crate::epoch::Ticker;
@@ -36,6 +37,8 @@ pub struct SandboxConfig {
     pub artifact_bytes: Bytes,
     /// How guests reach the network.
     pub network: NetworkConfig,
+    /// Whether the outputs of instances get a core dump when a guest traps.
+    pub core_dumps: bool,
 }
 
 /// Why there can be no sandboxes.
@@ -75,6 +78,8 @@ pub(crate) struct Shared {
     loading: Mutex<HashMap<[u8; 32], Weak<Loaded>>>,
     pub(crate) networks: Networks,
     pub(crate) crowd: Arc<Crowd>,
+    /// Of those who make core dumps.
+    pub(crate) core_dump_turns: Arc<Semaphore>,
     _ticker: Ticker,
     pub(crate) threads: GuestThreads,
 }
@@ -89,9 +94,9 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(calls: Calls) -> Result<Self, EngineError> {
+    fn new(calls: Calls, core_dumps: bool) -> Result<Self, EngineError> {
         let broken = |error: wasmtime::Error| EngineError::Engine(format!("{error:#}"));
-        let (engine, allocation) = engine::running(calls).map_err(broken)?;
+        let (engine, allocation) = engine::running(calls, core_dumps).map_err(broken)?;
         let linker = guest::linker(&engine, calls).map_err(broken)?;
         Ok(Self { abi: engine::artifact_abi(&engine), engine, allocation, linker })
     }
@@ -114,7 +119,8 @@ impl Sandboxes {
     pub fn new(config: SandboxConfig) -> Result<Self, EngineError> {
         let artifacts = Artifacts::open(&config.state_dir, config.artifact_bytes)?;
         let networks = Networks::new(&config.network)?;
-        let (blocking, concurrent) = (Machine::new(Calls::Blocking)?, Machine::new(Calls::Concurrent)?);
+        let machine = |calls| Machine::new(calls, config.core_dumps);
+        let (blocking, concurrent) = (machine(Calls::Blocking)?, machine(Calls::Concurrent)?);
         let ticks = Arc::default();
         let ticker =
             Ticker::start(vec![blocking.engine.weak(), concurrent.engine.weak()], Arc::clone(&ticks)).map_err(EngineError::Threads)?;
@@ -131,6 +137,7 @@ impl Sandboxes {
             loading: Mutex::new(HashMap::new()),
             networks,
             crowd: Arc::default(),
+            core_dump_turns: Arc::new(Semaphore::new(core_dump::AT_A_TIME)),
             _ticker: ticker,
             threads,
         })))

@@ -45,6 +45,21 @@ pub(crate) async fn a_crash_is_told_with_its_backtrace() {
     assert_eq!((&message["reason"], &message["exit_status"]), (&json!("CRASHED"), &json!(3)));
 }
 
+pub(crate) async fn a_core_dump_is_kept_with_the_logs_of_its_crash() {
+    let world = World::new("instance: {core_dumps: true}").await;
+    let mut exited = world.subscribe("droplet.exited").await;
+    world.start(&worker(&world, "driver trap"));
+    let message = next(&mut exited).await;
+    let logs = world.base.path().join("crashes").join(message["instance"].as_str().unwrap()).join("logs");
+    eventually("the files of the crash", async || logs.exists().then_some(())).await;
+    let dump = std::fs::read(logs.join("core.wasm")).unwrap();
+    assert!(dump.starts_with(b"\0asm") && dump.windows(9).any(|window| window == b"corestack"), "{} bytes", dump.len());
+    eventually("a word of it in the log", async || {
+        std::fs::read_to_string(logs.join("stderr.log")).ok().filter(|text| text.contains("[core dump kept as logs/core.wasm]"))
+    })
+    .await;
+}
+
 pub(crate) async fn an_app_that_never_listens_is_unhealthy() {
     let world = World::new("").await;
     let mut exited = world.subscribe("droplet.exited").await;

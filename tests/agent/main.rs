@@ -59,6 +59,7 @@ trials![
     leaving::out_of_placement_instances_run_on,
     leaving::switched_off_subjects_are_silent,
     ends::a_crash_is_told_with_its_backtrace,
+    ends::a_core_dump_is_kept_with_the_logs_of_its_crash,
     ends::an_app_that_never_listens_is_unhealthy,
     ends::a_command_without_a_command_line_does_not_start,
     ends::a_droplet_that_cannot_be_had_fails_the_start,

@@ -63,6 +63,7 @@ pub(crate) fn config(state_dir: PathBuf) -> SandboxConfig {
         compile_limits: CompileLimits::default(),
         artifact_bytes: Size(1 << 30),
         network: origin::network(),
+        core_dumps: false,
     }
 }
 
@@ -73,16 +74,12 @@ pub(crate) fn guest(name: &str) -> PathBuf {
     path
 }
 
-pub(crate) async fn program(name: &str) -> Program {
-    sandboxes().program(&guest(name)).await.unwrap()
-}
-
 /// Writing this breaks [`Lines`].
 pub(crate) const BREAK: &str = "break-the-sink";
 
-/// Keeps lines.
+/// Keeps lines, and core dumps.
 #[derive(Default)]
-pub(crate) struct Lines(Mutex<Vec<(LogStream, String)>>);
+pub(crate) struct Lines(Mutex<Vec<(LogStream, String)>>, Mutex<Vec<Vec<u8>>>);
 
 impl Output for Lines {
     fn line(&self, stream: LogStream, text: &str) {
@@ -91,11 +88,19 @@ impl Output for Lines {
         }
         self.0.lock().unwrap().push((stream, text.to_owned()));
     }
+
+    fn core_dump(&self, dump: &[u8]) {
+        self.1.lock().unwrap().push(dump.to_owned());
+    }
 }
 
 impl Lines {
     pub(crate) fn all(&self) -> String {
         self.0.lock().unwrap().iter().map(|(_, text)| format!("{text}\n")).collect()
+    }
+
+    pub(crate) fn core_dumps(&self) -> Vec<Vec<u8>> {
+        self.1.lock().unwrap().clone()
     }
 
     pub(crate) fn of(&self, stream: LogStream) -> Vec<String> {
@@ -123,6 +128,7 @@ static APPS: AtomicUsize = AtomicUsize::new(0);
 
 /// An instance about to be started.
 pub(crate) struct Plan {
+    sandboxes: Sandboxes,
     pub(crate) program: Program,
     pub(crate) world: Option<World>,
     pub(crate) arguments: Vec<String>,
@@ -138,8 +144,14 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) async fn of(name: &str) -> Self {
+        Self::within(sandboxes(), name).await
+    }
+
+    /// In other sandboxes than all the rest.
+    pub(crate) async fn within(sandboxes: &Sandboxes, name: &str) -> Self {
         Self {
-            program: program(name).await,
+            sandboxes: sandboxes.clone(),
+            program: sandboxes.program(&guest(name)).await.unwrap(),
             world: None,
             arguments: vec!["app".into()],
             environment: Vec::new(),
@@ -208,7 +220,7 @@ impl Plan {
             http: self.http,
             output: lines.clone(),
         };
-        match sandboxes().start(spec).await {
+        match self.sandboxes.start(spec).await {
             Ok(sandbox) => Ok(Instance { sandbox, address, lines, directory }),
             Err(exit) => Err((exit, lines)),
         }

@@ -6,6 +6,7 @@
 
 mod bombs;
 mod command;
+mod core_dumps;
 mod cpu;
 mod disk;
 #[path = "../http/faults.rs"]
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     let suites = [
         bombs::trials(),
         command::trials(),
+        core_dumps::trials(),
         cpu::trials(),
         disk::trials(),
         http::trials(),

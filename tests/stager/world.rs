@@ -43,6 +43,7 @@ pub(crate) fn sandboxes() -> Sandboxes {
             compile_limits: CompileLimits::default(),
             artifact_bytes: Bytes(1 << 30),
             network: NetworkConfig::default(),
+            core_dumps: false,
         })
     };
     SANDBOXES.get_or_init(|| new().unwrap()).clone()

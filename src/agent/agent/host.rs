@@ -91,6 +91,7 @@ impl Host {
             compile_limits: config.compile,
             artifact_bytes: config.artifact_bytes,
             network: NetworkConfig { ca_file: config.egress.ca_file.clone(), ..NetworkConfig::default() },
+            core_dumps: config.instance.core_dumps,
         })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let facts = Facts {

@@ -23,6 +23,7 @@ pub(super) fn instance(reader: &mut Reader) -> InstanceConfig {
         cpu: cpu(reader),
         inodes: reader.integer("instance.disk_inode_limit", 200_000, 1..=BOUNDLESS),
         http: http(reader),
+        core_dumps: reader.flag("instance.core_dumps", false),
     }
 }
 

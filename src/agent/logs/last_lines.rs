@@ -48,6 +48,10 @@ impl Output for Remembered {
         self.lines.push(text);
         self.output.line(stream, text);
     }
+
+    fn core_dump(&self, dump: &[u8]) {
+        self.output.core_dump(dump);
+    }
 }
 
 #[cfg(test)]
