@@ -279,6 +279,57 @@ fn the_time_of_a_crash_begins_anew() {
     assert_eq!(scene.cell.registry.deadlines().next(), Some(Mono(Duration::from_secs(5600))));
 }
 
+/// What an input has saved, everything before it being saved already and its pause over.
+fn saved_by(scene: &mut Scene, input: Input) -> Option<Snapshot> {
+    scene.take(Input::SnapshotSaved { ok: true });
+    while scene.cell.saves.next().is_some() {
+        scene.at(scene.seconds + 6).take(Input::Wake);
+        scene.take(Input::SnapshotSaved { ok: true });
+    }
+    snapshot(&scene.at(scene.seconds + 6).take(input))
+}
+
+#[test]
+fn every_change_that_matters_is_saved_when_it_comes() {
+    fn instances(scene: &mut Scene, input: Input) -> String {
+        let saved = saved_by(scene, input).expect("it is saved");
+        let shown = saved.instances.iter().map(|instance| {
+            let (name, index) = (&instance.application_name, instance.instance_index);
+            format!("{name}/{index} {} {} {:?}", instance.application_version, instance.application_uris.join(" "), instance.state)
+        });
+        shown.collect::<Vec<_>>().join(", ")
+    }
+    let mut scene = saving();
+    let mut large = start_message("large", 0);
+    large.limits.mem = dewar_protocol::Mib(5000);
+    assert_eq!(instances(&mut scene, started(large)), "large/0 v1 large.example.net Crashed");
+
+    let mut scene = saving();
+    assert_eq!(instances(&mut scene, started(start_message("shop", 0))), "shop/0 v1 shop.example.net Starting");
+    scene.take(droplet_ready());
+    let launched = saved_by(&mut scene, launched(1)).expect("its port is saved");
+    assert_eq!(launched.instances[0].instance_host_port, Some(61_001));
+    assert_eq!(instances(&mut scene, ready(1)), "shop/0 v1 shop.example.net Running");
+    let update = |wire: &str| request(Request::UpdateApp(serde_json::from_str(wire).unwrap()));
+    assert_eq!(instances(&mut scene, update(r#"{"droplet":"shop","uris":["new"]}"#)), "shop/0 v1 new Running");
+    assert_eq!(instances(&mut scene, update(r#"{"droplet":"shop","version":"v2"}"#)), "shop/0 v2 new Running");
+    assert_eq!(saved_by(&mut scene, update(r#"{"droplet":"shop","version":"v2"}"#)), None, "nothing has changed");
+    assert_eq!(instances(&mut scene, exited(1, 1, "")), "shop/0 v2 new Crashed");
+
+    let mut scene = saving();
+    scene.take(started(start_message("slow", 0)));
+    scene.take(droplet_ready());
+    assert_eq!(instances(&mut scene, exited(1, 1, "")), "slow/0 v1 slow.example.net Crashed");
+
+    let mut scene = saving();
+    let key = scene.run(start_message("shop", 0)).0;
+    assert_eq!(instances(&mut scene, stop(r#"{"droplet":"shop"}"#)), "shop/0 v1 shop.example.net Stopping");
+    assert_eq!(instances(&mut scene, exited(key, 255, "")), "");
+
+    let staging = saved_by(&mut scene, asked(Request::Stage(Box::new(staging_message("staged", "t1"))))).expect("a task is saved");
+    assert_eq!(staging.staging_tasks[0].staging_message, staging_message("staged", "t1"));
+}
+
 #[test]
 fn saves_are_one_at_a_time_and_together() {
     let mut scene = saving();
