@@ -10,7 +10,7 @@ use dewar_bus::Bus;
 use dewar_core::{BusEvent, Cell, Input, Mono, Now, Request, Signal, Wall};
 use dewar_protocol::Snapshot;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -52,8 +52,7 @@ impl Driver {
     /// Runs until the cell says that the process is to end, and with which code.
     pub(crate) async fn run(mut self) -> u8 {
         let clock = Clock::start();
-        let mut sampling = interval(SAMPLING);
-        sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sampling = sampling();
         let mut stopping = false;
         let left = self.left.take();
         for effect in self.cell.resume(clock.now(), left) {
@@ -84,6 +83,13 @@ impl Driver {
             }
         }
     }
+}
+
+/// Ticks at once, and then every [`SAMPLING`].
+fn sampling() -> Interval {
+    let mut sampling = interval(SAMPLING);
+    sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    sampling
 }
 
 /// Both clocks, read together.
@@ -127,4 +133,19 @@ fn bus_inputs(event: dewar_bus::BusEvent, bus: &Bus) -> [Option<Input>; 2] {
         dewar_bus::BusEvent::Down => [Some(BusEvent::Down), None],
     };
     events.map(|event| event.map(Input::Bus))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn use_is_measured_at_once_and_every_ten_seconds() {
+        let before = Instant::now();
+        let mut sampling = sampling();
+        let after = Instant::now();
+        let first = sampling.tick().await;
+        assert!(before <= first && first <= after, "it is due when it is made");
+        assert_eq!(sampling.period(), Duration::from_secs(10));
+    }
 }

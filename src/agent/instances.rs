@@ -11,25 +11,25 @@
 //! In `<base>/instances/<instance id>` an instance has `app`, `tmp` and `logs`. When it was asked to stop, all of it is deleted;
 //! otherwise `logs` moves to `<base>/crashes/<instance id>`, until the cell wants that deleted, too.
 
+mod end;
 mod health;
 mod launch;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dewar_core::{Exit, HealthCheck, Input, InstanceKey, Sample, SandboxEvent, SandboxSpec};
 use dewar_protocol::{InstanceId, LogStream};
 use dewar_sandbox::{Sandbox, Sandboxes};
-use futures::FutureExt as _;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span, error, field, info_span, warn};
 
+use self::end::{in_time, seen_to_its_end};
 use self::health::Probe;
 use self::launch::{Launched, StartError};
 use crate::base_dir::Paths;
@@ -139,10 +139,7 @@ impl Instances {
     }
 
     async fn supervise(&self, spec: &SandboxSpec, live: &Live, held: Option<PortLease>) {
-        let exit = AssertUnwindSafe(self.run(spec, live, held)).catch_unwind().await.unwrap_or_else(|_| {
-            error!("instance's task panicked");
-            Exit { status: -1, description: "unknown".to_owned() }
-        });
+        let exit = seen_to_its_end(self.run(spec, live, held)).await;
         self.clean_up(&spec.instance_id, live.stop.is_cancelled()).await;
         self.live().remove(&spec.key);
         let lines = live.last_lines.take();
@@ -192,7 +189,7 @@ impl Instances {
         loop {
             tokio::select! {
                 biased;
-                exit = sandbox.exited() => return Exit { status: exit.status, description: exit.description },
+                exit = exited(&sandbox) => return exit,
                 () = live.kill.cancelled() => return killed(&sandbox).await,
                 () = at(kill_at) => return killed(&sandbox).await,
                 () = live.stop.cancelled(), if kill_at.is_none() => {
@@ -267,13 +264,12 @@ impl Live {
 
 async fn killed(sandbox: &Sandbox) -> Exit {
     sandbox.kill();
-    match tokio::time::timeout(KILL_LIMIT, sandbox.exited()).await {
-        Ok(exit) => Exit { status: exit.status, description: exit.description },
-        Err(_) => {
-            error!(limit = ?KILL_LIMIT, "killed instance does not end, it is given up");
-            Exit { status: -1, description: "unknown".to_owned() }
-        }
-    }
+    in_time(KILL_LIMIT, exited(sandbox)).await
+}
+
+async fn exited(sandbox: &Sandbox) -> Exit {
+    let exit = sandbox.exited().await;
+    Exit { status: exit.status, description: exit.description }
 }
 
 fn sample(sandbox: &Sandbox) -> Sample {

@@ -6,7 +6,7 @@ use dewar_agent::Signal;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::lifecycle::address;
+use crate::lifecycle::{address, lines};
 use crate::world::{PATIENCE, World, eventually, get, guest, next, next_where};
 
 pub(crate) async fn who_has_not_heard_of_a_stop_yet_is_answered() {
@@ -20,9 +20,14 @@ pub(crate) async fn who_has_not_heard_of_a_stop_yet_is_answered() {
     world.in_use("shop").await;
     world.publish("dea.stop", &json!({ "droplet": "shop" }));
     assert_eq!(address(&next(&mut unregistered).await), instance, "routers hear of it first");
-    assert_eq!(get(instance, "/", None).await.unwrap().0, 200, "a router that has not heard of it yet");
+    assert_eq!(get(instance, "/log?text=farewell", None).await.unwrap().0, 200, "a router that has not heard of it yet");
     assert_eq!(slow.await.unwrap(), (200, "slept".to_owned()), "a request that was in work");
     eventually("its port's end", async || std::net::TcpStream::connect(instance).is_err().then_some(())).await;
+    eventually("its last line", async || {
+        let told = lines(&world.bus, &json!({ "droplet": "shop", "tail": 100 })).await;
+        told.iter().any(|line| line["text"] == "farewell" && line["source"] == "APP").then_some(())
+    })
+    .await;
 }
 
 pub(crate) async fn an_evacuated_instance_serves_until_it_is_stopped() {

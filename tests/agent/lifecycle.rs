@@ -41,6 +41,13 @@ pub(crate) async fn from_start_message_to_stop() {
     assert_eq!((&stats["port"], &stats["mem_quota"]), (&json!(instance.port()), &json!(64 << 20)));
     let used = world.in_use("shop").await;
     assert!(used["mem"].as_u64().unwrap() > 0 && used["disk"].as_u64().unwrap() > 0, "{used}");
+    // It takes a second measurement to know how much one computes.
+    assert_eq!(get(instance, "/spin?ms=100", None).await.unwrap().0, 200);
+    eventually("another measurement", async || {
+        let used = world.find("shop").await?["stats"]["usage"].clone();
+        used["cpu"].as_f64().is_some_and(|cpu| cpu > 0.0).then_some(())
+    })
+    .await;
     assert_eq!(world.names("instances"), [id]);
 
     world.publish("dea.stop", &json!({ "droplet": "shop" }));
@@ -79,7 +86,7 @@ pub(crate) async fn an_app_without_routes_runs_at_once() {
 }
 
 /// What an app has written, as the bus tells it.
-async fn lines(bus: &Bus, request: &Value) -> Vec<Value> {
+pub(crate) async fn lines(bus: &Bus, request: &Value) -> Vec<Value> {
     let answers = bus.request_many("dewar.logs", request, Duration::from_millis(300)).await.unwrap();
     answers.iter().map(|answer| serde_json::from_slice(&answer.payload).unwrap()).collect()
 }

@@ -36,7 +36,9 @@ pub(crate) async fn a_package_becomes_a_running_app() {
     let mut registered = world.subscribe("router.register").await;
     let inbox = world.bus.new_inbox();
     let mut replies = world.subscribe(&inbox).await;
-    world.bus.publish_reply("staging", &inbox, &staging_message(&world, "tests/http-driver", "shop")).unwrap();
+    let mut message = staging_message(&world, "tests/http-driver", "shop");
+    message["start_message"]["env"] = json!(["GREETING=good day", "LATER=$GREETING, Sir"]);
+    world.bus.publish_reply("staging", &inbox, &message).unwrap();
     let set_up = next(&mut replies).await;
     assert_eq!((&set_up["task_id"], &set_up["error"]), (&json!("task-1"), &Value::Null));
     let staged = next(&mut replies).await;
@@ -45,7 +47,9 @@ pub(crate) async fn a_package_becomes_a_running_app() {
     assert!(std::fs::metadata(world.files.path().join("droplet.tgz")).unwrap().len() > 0, "nothing was uploaded");
     let route = next(&mut registered).await;
     let port = route["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap();
-    assert_eq!(get(([127, 0, 0, 1], port).into(), "/", None).await.unwrap(), (200, "http-driver".to_owned()));
+    let instance = ([127, 0, 0, 1], port).into();
+    assert_eq!(get(instance, "/", None).await.unwrap(), (200, "http-driver".to_owned()));
+    assert_eq!(get(instance, "/env?name=LATER", None).await.unwrap().1.trim(), "good day, Sir");
 }
 
 pub(crate) async fn a_package_that_cannot_be_had_fails_the_setup() {

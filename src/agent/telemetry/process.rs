@@ -23,13 +23,18 @@ impl HostNumbers {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let host = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let free = bytes(&host, "MemAvailable:");
         let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Self { cpu: Duration::try_from(cpu).unwrap_or_default(), ..Self::of(&status, &load, &host) }
+    }
+
+    /// From the texts of `/proc/self/status`, `/proc/loadavg` and `/proc/meminfo`.
+    fn of(status: &str, load: &str, host: &str) -> Self {
+        let free = bytes(host, "MemAvailable:");
         Self {
-            resident: bytes(&status, "VmRSS:"),
-            cpu: Duration::try_from(cpu).unwrap_or_default(),
+            resident: bytes(status, "VmRSS:"),
+            cpu: Duration::ZERO,
             load: load.split(' ').next().and_then(|load| load.parse().ok()),
-            memory_used: bytes(&host, "MemTotal:").zip(free).map(|(total, free)| total.saturating_sub(free)),
+            memory_used: bytes(host, "MemTotal:").zip(free).map(|(total, free)| total.saturating_sub(free)),
             memory_free: free,
         }
     }
@@ -44,6 +49,21 @@ fn bytes(text: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernel_could_give_is_free_and_all_else_is_in_use() {
+        let status = "Name:\tdewar\nVmPeak:\t    9 kB\nVmRSS:\t    1234 kB\n";
+        let host = "MemTotal:       16000 kB\nMemFree:         1000 kB\nMemAvailable:    6000 kB\nActive:          5000 kB\n";
+        let expected = HostNumbers {
+            resident: Some(1234 << 10),
+            cpu: Duration::ZERO,
+            load: Some(0.25),
+            memory_used: Some(10_000 << 10),
+            memory_free: Some(6000 << 10),
+        };
+        assert_eq!(HostNumbers::of(status, "0.25 1.50 2.75 1/234 5678\n", host), expected);
+        assert_eq!(HostNumbers::of("", "", "MemTotal: 16000 kB\n"), HostNumbers::default(), "what is not told is not guessed");
+    }
 
     #[test]
     fn numbers_are_plausible() {

@@ -82,6 +82,16 @@ fn usage_is_measured_between_samples_while_there_is_something_to_measure() {
     instance.handle(at(13), Event::Fail(String::new()), &config());
     instance.measure(at(14).mono, sample(7000, 50));
     assert_eq!(instance.usage().last(), Sample::default(), "what has ended uses nothing");
+
+    let mut instance = born(&["a"]);
+    for event in [Event::Begin, Event::DropletReady, Event::Launched { port: Some(1), state_file: false }, Event::Ready, Event::Stop] {
+        instance.handle(at(0), event, &config());
+    }
+    instance.measure(at(1).mono, sample(1000, 10));
+    assert_eq!(instance.usage().last().memory.0, 10, "what is stopping is there until it has ended");
+    instance.handle(at(2), Event::Exited(Exit { status: 0, description: String::new() }), &config());
+    instance.measure(at(3).mono, sample(2000, 20));
+    assert_eq!(instance.usage().last(), Sample::default());
 }
 
 /// The machine once more, as a table of names: where an event leads and what it makes the agent do.

@@ -37,6 +37,13 @@ fn names(archive: &[u8]) -> Vec<String> {
     archive.entries().unwrap().map(|entry| String::from_utf8(entry.unwrap().path_bytes().into_owned()).unwrap()).collect()
 }
 
+/// Of the regular files, the mode of each.
+fn modes(archive: &[u8]) -> Vec<(String, u32)> {
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(archive));
+    let files = archive.entries().unwrap().map(Result::unwrap).filter(|entry| entry.header().entry_type().is_file());
+    files.map(|file| (file.path().unwrap().display().to_string(), file.header().mode().unwrap())).collect()
+}
+
 #[test]
 fn a_droplet_has_the_layout_that_the_original_had() {
     let from = tempfile::tempdir().unwrap();
@@ -86,6 +93,8 @@ fn the_same_files_give_the_same_bytes_whenever_and_however_they_came_about() {
     assert_eq!(one[..10], [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255], "no name, no time, no system in the header");
     let plain = make(["droplet.wasm", "app/run", "app/z", "app/a/b"], 0o600, 0);
     assert_ne!(one, plain, "who may execute it makes a difference");
+    let mode_of = |archive: &[u8], path: &str| modes(archive).into_iter().find(|(name, _)| name == path).unwrap().1;
+    assert_eq!((mode_of(&one, "./app/run"), mode_of(&one, "./app/z"), mode_of(&plain, "./app/run")), (0o755, 0o644, 0o644));
 }
 
 #[test]

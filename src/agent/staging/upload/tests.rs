@@ -17,6 +17,12 @@ fn quick() -> TransferConfig {
     }
 }
 
+#[test]
+fn unless_told_otherwise_half_a_minute_is_silence_and_jobs_are_looked_at_every_second() {
+    let TransferConfig { inactivity_timeout, poll_interval, polls, .. } = TransferConfig::default();
+    assert_eq!((inactivity_timeout, poll_interval, polls), (Duration::from_secs(30), Duration::from_secs(1), 300));
+}
+
 async fn send_bytes(uri: &str, bytes: usize) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("some-file");

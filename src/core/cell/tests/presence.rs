@@ -40,6 +40,24 @@ fn the_first_connection() {
 }
 
 #[test]
+fn advertisements_come_at_the_interval_that_is_configured() {
+    let mut config = config();
+    config.intervals.advertise = std::time::Duration::from_secs(4);
+    config.intervals.heartbeat = std::time::Duration::from_secs(100);
+    let mut scene = Scene::new(config);
+    for seconds in [4, 8, 12] {
+        assert_eq!(scene.next_wake(), Some(seconds));
+        scene.at(seconds).check(
+            Input::Wake,
+            expect![[r#"
+            dea.advertise memory 1000M disk 4000M apps none
+            staging.advertise memory 1000M disk 4000M
+        "#]],
+        );
+    }
+}
+
+#[test]
 fn while_the_bus_is_down_there_is_no_backlog_and_when_it_is_back_everything_is_told_anew() {
     let mut scene = Scene::new(config());
     scene.run(start_message("shop", 0));

@@ -195,6 +195,16 @@ fn a_resumed_instance_is_the_same_instance() {
             router.register a b → 10.0.16.23:61001 of shop by dea-2
         "#]],
     );
+    // Its end is noticed like any other's.
+    next.check(
+        exited(1, 3, "trap"),
+        expect![[r#"
+            shop/0 (1) RUNNING → CRASHED: trap
+            router.unregister a b → 10.0.16.23:61001 of shop by dea-2
+            log of shop/0 Err: Instance (index 0) crashed: trap
+            droplet.exited shop/0 Crashed 3 "trap" at 41
+        "#]],
+    );
 }
 
 /// A cell that is about to run one instance again.
@@ -372,11 +382,15 @@ fn only_services_with_a_drain_have_one() {
         r#"[{"name":"a","label":"logs","syslog_drain_url":"syslog://a"},{"name":"b","label":"db"},{"name":"c","label":"db","syslog_drain_url":null}]"#,
     )
     .unwrap();
+    let mut staging = staging_message("staged", "t1");
+    staging.properties.services = start.services.clone();
     let mut scene = saving();
     scene.run(start);
+    scene.take(asked(Request::Stage(Box::new(staging))));
     let saved = left(&mut scene);
-    let drains: Vec<_> = saved.instances[0].syslog_drain_urls.iter().map(|url| url.expose().as_str()).collect();
-    assert_eq!(drains, ["syslog://a"]);
+    for drains in [&saved.instances[0].syslog_drain_urls, &saved.staging_tasks[0].syslog_drain_urls] {
+        assert_eq!(drains.iter().map(|url| url.expose().as_str()).collect::<Vec<_>>(), ["syslog://a"]);
+    }
 }
 
 #[test]

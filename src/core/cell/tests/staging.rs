@@ -172,6 +172,7 @@ fn stopping() {
         scene.take(stage(staging_message(app, task)));
     }
     scene.take(set_up(2));
+    scene.check(request(Request::StopStaging(serde_json::from_str(r#"{"app_id":"nobody"}"#).unwrap())), expect![[""]]);
     scene.check(
         request(Request::StopStaging(serde_json::from_str(r#"{"app_id":"shop"}"#).unwrap())),
         expect![[r#"
@@ -406,6 +407,15 @@ fn a_start_before_the_upload_does_not_wait_for_it() {
         failed(3),
         expect![[r#"
         to asker: staging of t2: Script exited with status 1, no droplet
+    "#]],
+    );
+    // Without a droplet there is nothing to start.
+    scene.take(stage(with_start("t3")));
+    scene.take(set_up(5));
+    scene.check(
+        failed(5),
+        expect![[r#"
+        to asker: staging of t3: Script exited with status 1, no droplet
     "#]],
     );
     assert_eq!(scene.cell.registry.len(), 2);
