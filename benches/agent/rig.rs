@@ -21,7 +21,7 @@ pub(crate) struct Rig {
     blobs: Blobstore,
     tasks: u32,
     _broker: Process,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Rig {
@@ -40,9 +40,28 @@ impl Rig {
         for subject in ["dea.start", "dea.heartbeat", "dea.advertise", "router.register", "router.unregister"] {
             nats.subscribe(subject);
         }
-        let agent = Process::dewar(&["agent", "--config", config.to_str().unwrap()]);
-        let dea = nats.expect("dea.start", |_| true).json["id"].as_str().unwrap().to_owned();
-        Self { nats, agent, dea, blobs: Blobstore::start(), tasks: 0, _broker: broker, _dir: dir }
+        let agent = agent(&dir);
+        let dea = introduction(&mut nats);
+        Self { nats, agent, dea, blobs: Blobstore::start(), tasks: 0, _broker: broker, dir }
+    }
+
+    /// Kills the agent without a word.
+    pub(crate) fn kill(&mut self) {
+        self.agent.signal("-KILL");
+        self.agent.exit();
+        self.nats.forget();
+    }
+
+    /// The process that takes its place, once it says hello.
+    pub(crate) fn restart(&mut self) {
+        self.agent = agent(&self.dir);
+        self.dea = introduction(&mut self.nats);
+    }
+
+    /// How many instances run, as the next heartbeat has it.
+    pub(crate) fn running(&mut self) -> usize {
+        let beat = self.nats.expect("dea.heartbeat", |_| true).json;
+        beat["droplets"].as_array().unwrap().iter().filter(|entry| entry["state"] == "RUNNING").count()
     }
 
     /// From the request to the second reply.
@@ -98,6 +117,15 @@ impl Rig {
         let mappings = std::fs::read_to_string(format!("{proc}/maps")).unwrap().lines().count();
         format!("{descriptors} descriptors, {mappings} mappings")
     }
+}
+
+fn agent(dir: &tempfile::TempDir) -> Process {
+    Process::dewar(&["agent", "--config", dir.path().join("agent.yml").to_str().unwrap()])
+}
+
+/// The id by which an agent introduces itself.
+fn introduction(nats: &mut Nats) -> String {
+    nats.expect("dea.start", |_| true).json["id"].as_str().unwrap().to_owned()
 }
 
 pub(crate) fn hello() -> Vec<u8> {

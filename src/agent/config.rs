@@ -1,10 +1,11 @@
 //! What an operator decides: a file in the DEA's own YAML, checked as a whole before anything happens.
 //!
 //! A `dea.yml` is accepted as it is. Keys that only Warden, Ruby or later additions needed are taken note of and do nothing; unknown
-//! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `hardening`, `instance.ports.*`, `instance.http.*`, `instance.cpu_cap`,
-//! `compile.*`, `droplets.*`, `compat.*`, `directory_server.enabled`, `logging.format`, limits under `staging.*`, and `egress.*`:
-//! `egress.allow` (rules for all apps, added to their own), `egress.deny` (networks that no rule opens), `egress.deny_names` (host names
-//! that are not looked up) and `egress.ca_file` (authorities that guests trust for `https` besides the host's); `metrics.*` and `otlp.*`.
+//! keys are a warning. Dewar adds keys of its own: `nats.*`, `local_ip`, `hardening`, `instance.ports.*`, `instance.http.*`,
+//! `instance.cpu_cap`, `instance.core_dumps`, `compile.*`, `droplets.*`, `compat.*`, `directory_server.enabled`, `logging.format`, limits
+//! under `staging.*`, `metrics.*`, `otlp.*`, and `egress.*`: `egress.allow` (rules for all apps, added to their own), `egress.deny`
+//! (networks that no rule opens), `egress.deny_names` (host names that are not looked up) and `egress.ca_file` (authorities that guests
+//! trust for `https` besides the host's).
 
 mod check;
 mod compat;

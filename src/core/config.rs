@@ -150,7 +150,8 @@ pub enum Evacuation {
         /// To wait at most, to be followed by a shutdown.
         bail_out: Duration,
     },
-    /// Health managers hear of `DEA_EVACUATION` and get no heartbeat any more, and the agent leaves after this time.
+    /// Health managers get no heartbeat any more, hear of `DEA_EVACUATION` where exits have classic reasons, and the agent leaves after
+    /// this time.
     FixedDelay {
         /// From the signal to the shutdown.
         delay: Duration,

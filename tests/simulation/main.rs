@@ -2,9 +2,9 @@
 //!
 //! A run is a function of its seed. First everything goes wrong that can: messages are lost, repeated, overtaken and come in storms,
 //! the bus goes down, flaps and is gone for everybody, droplets come late or never, stagings die, apps trap, hang, start slowly and
-//! ignore their end, some for ever, wall clocks jump, agents are shut down and killed and resume from
-//! what they saved last, everything is stopped at once. After every input the invariants of [`ledger`] must hold. Then the world heals, and within bounded time everything that
-//! was begun must have come to an end, what is asked for must happen, and nothing may be left of what is gone: see [`converges`].
+//! ignore their end, some for ever, wall clocks jump, agents are shut down and killed and resume from what they saved last, everything
+//! is stopped at once. After every input the invariants of [`ledger`] must hold. Then the world heals, and within bounded time everything
+//! that was begun must have come to an end, what is asked for must happen, and nothing may be left of what is gone: see [`converges`].
 //!
 //! A seed that has failed once goes to `seeds.txt`, and is run always.
 //!
