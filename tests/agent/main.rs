@@ -15,6 +15,8 @@ mod storm;
 mod telemetry;
 mod world;
 
+#[path = "../free_port.rs"]
+mod free_port;
 #[path = "../../src/agent/test_authority.rs"]
 mod test_authority;
 #[path = "../../src/agent/test_server.rs"]

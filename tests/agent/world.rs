@@ -23,6 +23,8 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::free_port::free_port;
+
 /// How long anything may take. Compiling a component in a debug build on a busy machine is the slowest.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -66,7 +68,7 @@ pub(crate) struct World {
 impl World {
     /// A world in which the agent is up. `yaml` is added to its configuration.
     pub(crate) async fn new(yaml: &str) -> Self {
-        let broker = EmbeddedBroker::start(0).await;
+        let broker = EmbeddedBroker::start(free_port()).await;
         let bus = client(broker.addr).await;
         let mut hello = bus.subscribe("dea.start").await.unwrap();
         let mut greetings = bus.subscribe("router.greet").await.unwrap();

@@ -17,6 +17,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::free_port::free_port;
+
 /// More than any step of a test takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -62,7 +64,7 @@ impl TestBroker {
 /// The defaults, on a free port.
 pub(crate) fn any_port() -> BrokerConfig {
     // The limit on messages is nats-server's, which is run beside it.
-    BrokerConfig { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), max_payload: 1 << 20, ..BrokerConfig::default() }
+    BrokerConfig { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())), max_payload: 1 << 20, ..BrokerConfig::default() }
 }
 
 /// A real nats-server. Killed when dropped.
@@ -75,7 +77,7 @@ pub(crate) struct NatsServer {
 impl NatsServer {
     /// Starts one on a free port, with more lines of configuration.
     pub(crate) async fn start(configuration: &str) -> Self {
-        Self::start_on(0, configuration).await
+        Self::start_on(free_port(), configuration).await
     }
 
     pub(crate) async fn start_on(port: u16, configuration: &str) -> Self {
@@ -83,8 +85,6 @@ impl NatsServer {
         let ports = directory.path().join("ports");
         std::fs::create_dir(&ports).unwrap();
         let file = directory.path().join("nats.conf");
-        // It takes -1 for a free port.
-        let port = if port == 0 { "-1".to_owned() } else { port.to_string() };
         let text = format!("listen: \"127.0.0.1:{port}\"\nports_file_dir: \"{}\"\n{configuration}\n", ports.display());
         std::fs::write(&file, text).unwrap();
         let log = std::fs::File::create(directory.path().join("log")).unwrap();

@@ -13,13 +13,14 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use crate::fixtures::{NatsServer, PATIENCE, Raw, TestBroker, any_port, connect, connect_with, eventually, next_event};
+use crate::free_port::free_port;
 
 fn to(url: String) -> BusConfig {
     BusConfig { servers: vec![url], name: "test".to_owned(), ..BusConfig::default() }
 }
 
-async fn a_closed_port() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap()
+fn a_closed_port() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
 }
 
 /// Publishing while the bus is down must fail at once, however often it is tried.
@@ -35,7 +36,7 @@ fn assert_publishing_fails_at_once(bus: &dewar_bus::Bus) {
 
 #[tokio::test]
 async fn without_a_server_nothing_blocks_and_the_cause_is_told() {
-    let address = a_closed_port().await;
+    let address = a_closed_port();
     let (bus, _events) = connect_with(to(format!("nats://cf:hunter2@{address}"))).await;
     assert_publishing_fails_at_once(&bus);
     eventually("the refusal is known", || !bus.is_up()).await;
@@ -56,7 +57,7 @@ async fn without_a_server_nothing_blocks_and_the_cause_is_told() {
 
 #[tokio::test]
 async fn a_server_that_comes_late_finds_the_subscriptions() {
-    let address = a_closed_port().await;
+    let address = a_closed_port();
     let (bus, mut events) = connect_with(to(format!("nats://{address}"))).await;
     let mut subscription = bus.subscribe("early").await.unwrap();
     let broker = TestBroker::start(BrokerConfig { listen: address, ..any_port() }).await;

@@ -6,6 +6,8 @@ mod authentication;
 mod client;
 mod fan_out;
 mod fixtures;
+#[path = "../../../tests/free_port.rs"]
+mod free_port;
 mod hostile;
 mod hostile_server;
 mod lifecycle;

@@ -14,8 +14,8 @@ use crate::stage::{App, Stage, Wire, bare_instance, dead_address, fetch, header,
 async fn a_refused_connection_is_tried_elsewhere_with_the_body_intact() {
     let stage = Stage::set().await;
     let app = App::start(|request: Request<hyper::body::Incoming>| async move { http::Response::new(request.into_body()) }).await;
-    stage.register(&["a.example"], dead_address().await).await;
-    stage.register(&["a.example"], dead_address().await).await;
+    stage.register(&["a.example"], dead_address()).await;
+    stage.register(&["a.example"], dead_address()).await;
     stage.register(&["a.example"], app.address).await;
     for round in 0..12 {
         let sent = format!("body {round}").repeat(1000);
@@ -28,7 +28,7 @@ async fn a_refused_connection_is_tried_elsewhere_with_the_body_intact() {
 #[tokio::test]
 async fn an_endpoint_that_refused_is_left_alone_for_a_while() {
     let stage = Stage::set().await;
-    let dead = dead_address().await;
+    let dead = dead_address();
     let app = App::named("alive").await;
     stage.register(&["a.example"], dead).await;
     stage.register(&["a.example"], app.address).await;
@@ -48,7 +48,7 @@ async fn an_endpoint_that_refused_is_left_alone_for_a_while() {
 async fn when_every_endpoint_refuses_it_is_a_bad_gateway() {
     let stage = Stage::set().await;
     for _ in 0..4 {
-        stage.register(&["a.example"], dead_address().await).await;
+        stage.register(&["a.example"], dead_address()).await;
     }
     let response = stage.get("a.example", "/").await;
     assert_eq!((response.status().as_u16(), header(&response, "x-cf-routererror")), (502, "endpoint_failure"));
@@ -60,7 +60,7 @@ async fn when_every_endpoint_refuses_it_is_a_bad_gateway() {
 async fn one_that_lives_among_many_that_died_together_is_found() {
     let stage = Stage::set().await;
     for _ in 0..20 {
-        stage.register(&["a.example"], dead_address().await).await;
+        stage.register(&["a.example"], dead_address()).await;
     }
     let app = App::named("alive").await;
     stage.register(&["a.example"], app.address).await;

@@ -102,7 +102,7 @@ async fn an_unusable_bus_is_an_error_and_an_absent_one_is_not() {
     let error = router.run(BusConfig::default(), CancellationToken::new()).await.unwrap_err();
     assert!(matches!(error, RouterError::Bus(_)), "{error}");
 
-    let nobody = crate::stage::dead_address().await;
+    let nobody = crate::stage::dead_address();
     let router = Router::bind(RouterConfig::default_for(anywhere)).await.unwrap();
     let (address, stop) = (router.http_addr(), CancellationToken::new());
     let bus = BusConfig { servers: vec![format!("nats://{nobody}")], ..BusConfig::default() };

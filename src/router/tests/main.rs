@@ -6,6 +6,8 @@ mod bodies;
 mod broken_instances;
 #[path = "../../../tests/http/faults.rs"]
 mod faults;
+#[path = "../../../tests/free_port.rs"]
+mod free_port;
 mod hostile_clients;
 mod lifecycle;
 mod mutations;

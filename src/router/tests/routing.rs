@@ -173,7 +173,7 @@ async fn an_unregistered_host_is_unknown_and_its_neighbours_stay() {
 #[tokio::test]
 async fn registrations_take_effect_in_the_order_they_were_sent_in() {
     let stage = Stage::set().await;
-    let address = dead_address().await;
+    let address = dead_address();
     // Always ends registered; two subscriptions that raced would sometimes end otherwise.
     for round in 0..50 {
         let host = format!("h{round}.example");

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+
+use crate::free_port::free_port;
 
 /// No test may wait for anything longer than this.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -97,7 +99,7 @@ impl Stage {
     }
 
     pub(crate) async fn set_with(change: impl FnOnce(&mut RouterConfig)) -> Self {
-        let broker = TestBroker::start("127.0.0.1:0".parse().unwrap()).await;
+        let broker = TestBroker::start(dead_address()).await;
         let bus = broker.client().await;
         let mut config = RouterConfig::default_for("127.0.0.1:0".parse().unwrap());
         // An in-flight request that a test leaves behind must not hold it up.
@@ -291,8 +293,8 @@ where
 }
 
 /// An address that nobody listens on.
-pub(crate) async fn dead_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+pub(crate) fn dead_address() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
 }
 
 /// A connection of which every byte is seen.
