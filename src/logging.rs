@@ -6,7 +6,7 @@ use std::path::Path;
 
 use dewar_agent::AgentConfig;
 use dewar_client::exit_code;
-use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -37,12 +37,18 @@ pub(crate) fn as_configured(agent: &AgentConfig) -> Result<(), Failure> {
         Some(path) => lines(append_to(path)?, format, false),
         None => lines(io::stdout, format, false),
     };
-    let counted = config.counts.clone().with_filter(config.level).boxed();
+    let counted = config.counts.clone().with_filter(at_level(config.level)).boxed();
     let spans = agent.otlp.is_some().then(|| agent.spans.layer());
     let layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> =
-        [layer.with_filter(config.level).boxed(), counted].into_iter().chain(spans).collect();
+        [layer.with_filter(at_level(config.level)).boxed(), counted].into_iter().chain(spans).collect();
     tracing_subscriber::registry().with(layers).init();
     Ok(())
+}
+
+/// The configured level for what is ours. Libraries tell nothing below INFO: there they print the messages that they read, with all
+/// credentials, and a line for each call of a guest.
+fn at_level(level: LevelFilter) -> Targets {
+    Targets::new().with_default(level.min(LevelFilter::INFO)).with_target("dewar", level)
 }
 
 fn lines<W>(writer: W, format: LogFormat, colours: bool) -> Box<dyn Layer<Registry> + Send + Sync>

@@ -77,7 +77,7 @@ fn attribute<'a>(span: &'a Span, name: &str) -> &'a str {
 fn a_hardened_agent_tells_of_its_work_and_of_no_secret() {
     let (collector, port) = (Collector::start(), free_port());
     let mut world = World::start_with(&[], |usual| {
-        usual.replace("{level: debug}", "{level: debug, format: json}")
+        usual.replace("{level: debug}", "{level: debug2, format: json}")
             + &format!(
                 "hardening: required\nstatus: {{port: {port}, user: me, password: you}}\n\
                  otlp: {{endpoint: 'http://{}', headers: 'x-key=k3y', interval: 0.2}}\n",

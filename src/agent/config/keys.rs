@@ -10,7 +10,7 @@ pub(super) const KEYS: &[(&str, &str, &str)] = &[
     ("index", "", "Job index, told to routers and collectors."),
     ("local_ip", "10.0.16.23", "Where peers reach this host. By default the address that the default route goes out from."),
     ("pid_filename", "/run/dewar/agent.pid", "Holds the process id while the agent runs; its directory must exist."),
-    ("logging.level", "", "off, fatal, error, warn, info, debug, debug1, debug2, trace or all."),
+    ("logging.level", "", "off, fatal, error, warn, info, debug, debug1, debug2, trace or all. Libraries tell nothing below info."),
     ("logging.format", "", "text, or json for one object a line."),
     ("logging.file", "/var/log/dewar/agent.log", "Appended to. By default the log goes to standard output."),
     ("nats_servers", "", "NATS servers, nats:// or tls://, maybe with user:password@. One must be given, here or in nats_uri."),
