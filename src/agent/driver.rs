@@ -32,6 +32,15 @@ pub(crate) struct Asked {
     pub(crate) asker: Asker,
 }
 
+impl Asked {
+    /// What the cell is to do, and for whom: nothing for an asker of this process that has given up, since whoever is behind it was told
+    /// that nothing would come of it.
+    pub(crate) fn into_input(self) -> (Option<Input>, Asker) {
+        let Self { request, asker } = self;
+        ((!asker.has_left()).then(|| Input::Request(request, asker.token())), asker)
+    }
+}
+
 /// The owner of a cell.
 pub(crate) struct Driver {
     pub(crate) cell: Cell,
@@ -74,7 +83,10 @@ impl Driver {
                 () = at(wake) => (one(Input::Wake), Asker::Nobody),
                 Some(report) = self.reports.recv() => (one(report), Asker::Nobody),
                 _ = sampling.tick() => (one(Input::Usage(self.effects.instances.usage())), Asker::Nobody),
-                Some(Asked { request, asker }) = self.requests.recv() => (one(Input::Request(request, asker.token())), asker),
+                Some(asked) = self.requests.recv() => {
+                    let (input, asker) = asked.into_input();
+                    ([input, None], asker)
+                }
             };
             for effect in inputs.into_iter().flatten().flat_map(|input| self.cell.handle(clock.now(), input)) {
                 if let Some(code) = self.effects.carry_out(effect, &mut asker) {

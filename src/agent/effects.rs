@@ -63,6 +63,11 @@ pub(crate) enum Asker {
 }
 
 impl Asker {
+    /// Whether nobody waits any more. Subjects always count as waited for.
+    pub(crate) fn has_left(&self) -> bool {
+        matches!(self, Self::Here(sender) if sender.is_closed())
+    }
+
     /// How the cell may name this asker.
     pub(crate) fn token(&self) -> Option<ReplyTo> {
         match self {

@@ -10,7 +10,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,10 +30,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use crate::complaints::{Complaint, Complaints};
 use crate::driver::Asked;
 use crate::effects::Asker;
 use crate::inbound::{MAX_MESSAGE_BYTES, json};
 use crate::tls::ServerTls;
+
+#[cfg(test)]
+mod tests;
 
 /// Connections at a time; one more waits to be accepted.
 const CONNECTIONS: usize = 256;
@@ -57,13 +61,14 @@ pub(crate) struct HttpsApi {
     listener: TcpListener,
     tls: TlsAcceptor,
     requests: mpsc::Sender<Asked>,
+    complaints: Mutex<Complaints>,
 }
 
 type Reply = Response<Full<Bytes>>;
 
 impl HttpsApi {
     pub(crate) fn new(listener: TcpListener, tls: &ServerTls, requests: mpsc::Sender<Asked>) -> Self {
-        Self { listener, tls: TlsAcceptor::from(Arc::clone(&tls.config)), requests }
+        Self { listener, tls: TlsAcceptor::from(Arc::clone(&tls.config)), requests, complaints: Mutex::new(Complaints::new()) }
     }
 
     /// Serves until `stop` is cancelled, which ends all connections.
@@ -138,9 +143,16 @@ impl HttpsApi {
         match understood {
             Ok(request) => self.ask(request).await,
             Err(why) => {
-                warn!(path, why, "request not understood");
+                self.complain(&path, &why);
                 text(StatusCode::BAD_REQUEST, format!("{why}\n"))
             }
+        }
+    }
+
+    fn complain(&self, path: &str, why: &str) {
+        let complaint = self.complaints.lock().unwrap_or_else(PoisonError::into_inner).about(&why);
+        if let Some(Complaint { cause, suppressed }) = complaint {
+            warn!(path, why = cause, suppressed, "request not understood");
         }
     }
 

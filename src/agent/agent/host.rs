@@ -1,7 +1,7 @@
 //! What an agent needs of its host and process before the bus matters.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::AgentError;
 use crate::base_dir::{BaseDir, PidFile};
@@ -233,14 +233,21 @@ async fn files(config: &AgentConfig, ip: IpAddr, rng: &mut StdRng) -> Result<Opt
     bound.map(Some).map_err(|NotBound { address, source }| AgentError::Files { address, source })
 }
 
-/// The socket of the HTTPS API, and its address as Cloud Controllers are told.
+/// The socket of the HTTPS API, on all addresses of the host, and its address as Cloud Controllers are told: that host may have any.
 async fn api(config: &AgentConfig, ip: IpAddr) -> Result<(Option<tokio::net::TcpListener>, Option<String>), AgentError> {
     let Some(api) = &config.https_api else { return Ok((None, None)) };
-    let address = SocketAddr::new(ip, api.port);
-    let bound = http::bind(ip, api.port).await.and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
+    let any = match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let address = SocketAddr::new(any, api.port);
+    let bound = http::bind(any, api.port).await.and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
     let (port, listener) = bound.map_err(|source| AgentError::HttpsApi { address, source })?;
-    let clients = if api.tls.mutual { "those with a certificate" } else { "all who reach it, `ssl.ca_file` is not configured" };
-    info!(ip = %ip, port, clients, "HTTPS API opened");
+    if api.tls.mutual {
+        info!(port, "HTTPS API opened to clients with a certificate");
+    } else {
+        warn!(port, "HTTPS API opened to all who reach it, `ssl.ca_file` is not configured");
+    }
     Ok((Some(listener), api.advertised_host.as_ref().map(|host| format!("https://{host}:{port}"))))
 }
 
@@ -277,9 +284,16 @@ fn hex(rng: &mut StdRng) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::net::TcpListener;
 
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
+    use crate::config::HttpsApiConfig;
+    use crate::log_counts::LogCounts;
+    use crate::test_authority::Authority;
+    use crate::tls::{KeyPair, ServerTls};
 
     #[test]
     fn the_own_address_can_be_bound() {
@@ -287,6 +301,23 @@ mod tests {
             Ok(ip) => assert_ne!(TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().port(), 0),
             // A host without any network has none to be found.
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::NetworkUnreachable),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_api_is_at_all_addresses_and_who_lets_everybody_in_is_warned() {
+        let (authority, yaml) = (Authority::new(), "base_dir: /tmp/agent\nnats_servers: [nats://127.0.0.1:4222]\n");
+        let (certificate, key) = authority.signs();
+        let own = KeyPair { certificates: certificate.into_bytes(), key: Secret(key.into_bytes()) };
+        let (mut config, _) = AgentConfig::from_yaml(yaml).unwrap();
+        for (authorities, level) in [(None, "warn"), (Some(authority.pem()), "info")] {
+            let tls = ServerTls::new(&own, authorities.as_ref().map(String::as_bytes)).unwrap();
+            config.https_api = Some(HttpsApiConfig { port: 0, tls, advertised_host: None });
+            let counts = LogCounts::default();
+            let _logged = tracing::subscriber::set_default(tracing_subscriber::registry().with(counts.clone()));
+            let (listener, _) = api(&config, Ipv4Addr::LOCALHOST.into()).await.unwrap();
+            assert!(listener.unwrap().local_addr().unwrap().ip().is_unspecified());
+            assert_eq!(counts.by_level(), BTreeMap::from([(level, 1)]));
         }
     }
 }

@@ -91,7 +91,7 @@ pub(super) const KEYS: &[(&str, &str, &str)] = &[
     ("cc.cert_file", "/etc/dewar/cc.pem", "What the agent shows it; by default nothing."),
     ("cc.key_file", "/etc/dewar/cc.key", "Key of that certificate."),
     ("service_name", "dea.service.internal", "Host under which Cloud Controllers reach the HTTPS API."),
-    ("ssl.port", "8443", "Port of the HTTPS API; 0: any. Without this section there is none."),
+    ("ssl.port", "8443", "Port of the HTTPS API, on all addresses of the host; 0: any. Without this section there is none."),
     ("ssl.cert_file", "/etc/dewar/api.pem", "What the HTTPS API shows."),
     ("ssl.key_file", "/etc/dewar/api.key", "Key of that certificate."),
     (
