@@ -31,7 +31,7 @@ use crate::listener::Listener;
 use crate::logs::Logs;
 use crate::outbox::{Manners, Outbox};
 use crate::stagings::Stagings;
-use crate::telemetry::{Exporter, LoggregatorError, OtlpError, Sources, report_to};
+use crate::telemetry::{Exporter, LoggregatorError, Sources, report_to};
 use crate::transfer::NoTransfers;
 
 /// For the last messages to reach the server.
@@ -131,9 +131,6 @@ pub enum AgentError {
     /// Loggregator is configured and cannot be emitted to.
     #[error(transparent)]
     Loggregator(#[from] LoggregatorError),
-    /// A collector is configured and cannot be posted to.
-    #[error(transparent)]
-    Otlp(#[from] OtlpError),
     /// The bus does not accept its configuration.
     #[error("use the bus")]
     Bus(#[from] BusError),

@@ -62,5 +62,5 @@ pub use config::{
 pub use dewar_core::Signal;
 pub use hardening::{Hardening, HardeningError, InForce, harden_all_but_files};
 pub use log_counts::LogCounts;
-pub use telemetry::{LoggregatorError, OtlpError, Spans};
+pub use telemetry::{LoggregatorError, Spans};
 pub use tls::{ClientTls, ServerTls};

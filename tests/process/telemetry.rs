@@ -133,6 +133,19 @@ fn a_hardened_agent_tells_of_its_work_and_of_no_secret() {
     assert_eq!((&staged["span"]["name"], &staged["span"]["task_id"]), (&json!("staging"), &json!("told")));
 }
 
+/// Plain HTTP needs no certificates. An agent that did not start would not say hello.
+#[test]
+fn a_host_without_certificate_authorities_tells_a_collector_by_plain_http() {
+    let collector = Collector::start();
+    let yml = format!("otlp: {{endpoint: 'http://{}', interval: 0.2}}\n", collector.address);
+    let mut world = World::start_by(&["env", "-u", "SSL_CERT_DIR", "SSL_CERT_FILE=/dev/null"], &yml);
+    world.agent.line("no certificate authorities");
+    let mut start = world.start_message(0, &json!("0000000000000000000000000000000000000000"));
+    start["executableUri"] = json!(world.blobs.url("nothing"));
+    world.nats.publish(&format!("dea.{}.start", world.dea), &start);
+    collector.spans(&["droplet"]);
+}
+
 /// A failed staging and a failed start are marked, so that a collector finds them; what they are about is told all the same.
 #[test]
 fn what_fails_is_marked_as_failed() {

@@ -34,7 +34,6 @@ pub(crate) use self::counters::Outcome;
 pub(crate) use self::loggregator::Loggregator;
 pub use self::loggregator::LoggregatorError;
 pub(crate) use self::otlp::Exporter;
-pub use self::otlp::OtlpError;
 pub(crate) use self::prometheus::{CONTENT_TYPE as OPEN_METRICS, text as open_metrics};
 pub(crate) use self::report::{Facts, Sources};
 pub(crate) use self::reporter::report_to;

@@ -119,7 +119,7 @@ impl Report<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use dewar_bus::BusConfig;
     use dewar_protocol::{Mib, Status};
     use tokio_util::task::TaskTracker;
@@ -129,7 +129,7 @@ mod tests {
     use crate::outbox::Manners;
 
     /// As an agent has them, with a driver that the test plays. There is no NATS server.
-    async fn sources() -> (Sources, mpsc::Receiver<Asked>) {
+    pub(crate) async fn sources() -> (Sources, mpsc::Receiver<Asked>) {
         let config = BusConfig { servers: vec!["nats://127.0.0.1:1".to_owned()], ..BusConfig::default() };
         let (bus, _) = Bus::connect(config).await.unwrap();
         let (requests, asked) = mpsc::channel(1);

@@ -18,7 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 pub(crate) const TARGET: &str = "dewar::trace";
 
 /// Spans that wait to be told; one more is dropped and counted.
-const QUEUE: usize = 4096;
+pub(super) const QUEUE: usize = 4096;
 
 /// A queue of spans that have ended. Clones share it: one is added as a layer to the process's subscriber, the agent empties it.
 #[derive(Debug, Clone)]

@@ -15,27 +15,30 @@ use prost::Message;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Client, Url, redirect};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::messages::Resource;
 use super::report::{Facts, Sources};
+use super::spans::QUEUE;
 use crate::config::OtlpConfig;
+use crate::tls::install_provider;
+use crate::transfer::{NoTransfers, build};
+
+#[cfg(test)]
+mod tests;
 
 /// Spans in one request.
 const BATCH: usize = 512;
+/// Requests with spans, one after the other, before it is the metrics' turn: what the queue holds. What ends meanwhile waits.
+const BATCHES: usize = QUEUE / BATCH;
 /// For a connection to the collector.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For one request, its answer included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// For what is left to tell when the agent ends.
+/// For what is being told, and what is left to tell, when the agent ends.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-/// Why nothing can be exported.
-#[derive(Debug, thiserror::Error)]
-#[error("make an HTTP client for OTLP")]
-pub struct OtlpError(#[from] reqwest::Error);
 
 /// What posts to a collector.
 pub(crate) struct Exporter {
@@ -61,41 +64,40 @@ enum Refused {
 impl Exporter {
     /// # Errors
     /// When there is no HTTP client.
-    pub(crate) fn new(config: OtlpConfig, facts: &Facts, sources: Arc<Sources>) -> Result<Self, OtlpError> {
-        // Fails when there is one already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
-            .no_proxy()
-            .referer(false)
-            .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(REQUEST_TIMEOUT)
-            .build()?;
+    pub(crate) fn new(config: OtlpConfig, facts: &Facts, sources: Arc<Sources>) -> Result<Self, NoTransfers> {
+        install_provider();
+        let plain = || Client::builder().no_proxy().referer(false).redirect(redirect::Policy::none());
+        let client = build(|| plain().connect_timeout(CONNECT_TIMEOUT).timeout(REQUEST_TIMEOUT))?;
         let spans = sources.spans.ended();
         Ok(Self { config, client, resource: Resource::of(facts), sources, spans, is_failing: false })
     }
 
     /// Posts until `stop` is cancelled, and what has ended by then, within [`FAREWELL`].
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let period = self.config.interval;
-        let mut ticks = interval_at(Instant::now() + period, period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => break,
-                _ = ticks.tick() => {
-                    self.export_spans().await;
-                    self.export_metrics().await;
-                }
-            }
-        }
-        if timeout(FAREWELL, self.export_spans()).await.is_err() {
-            warn!(limit = ?FAREWELL, "spans not told before the end");
+        let too_late = async {
+            stop.cancelled().await;
+            sleep(FAREWELL).await;
+        };
+        tokio::select! {
+            () = too_late => warn!(limit = ?FAREWELL, "spans not told before the end"),
+            () = self.export(&stop) => {}
         }
     }
 
+    async fn export(&mut self, stop: &CancellationToken) {
+        let period = self.config.interval;
+        let mut ticks = interval_at(Instant::now() + period, period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.export_spans().await;
+            stop.run_until_cancelled(self.export_metrics()).await;
+        }
+        self.export_spans().await;
+    }
+
     async fn export_spans(&mut self) {
-        while let Some(batch) = self.spans.as_mut().map(next_batch).filter(|batch| !batch.is_empty()) {
+        for _ in 0..BATCHES {
+            let Some(batch) = self.spans.as_mut().map(next_batch).filter(|batch| !batch.is_empty()) else { return };
             let spans = batch.len();
             let request = messages::traces(batch, &self.resource);
             if !self.post(&self.config.traces.expose().clone(), &request).await {
