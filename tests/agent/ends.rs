@@ -71,6 +71,8 @@ pub(crate) async fn an_app_that_never_listens_is_unhealthy() {
     assert_eq!(description(&message), "failed to accept connections within health check timeout");
     assert_eq!(message["reason"], "CRASHED");
     eventually("the sandbox's end", async || world.names("instances").is_empty().then_some(())).await;
+    let kept = world.base.path().join("crashes").join(message["instance"].as_str().unwrap()).join("logs");
+    assert!(kept.is_dir(), "a start that fails is a crash like others");
 }
 
 pub(crate) async fn a_command_without_a_command_line_does_not_start() {

@@ -262,6 +262,26 @@ fn a_port_that_somebody_else_took_is_given_up() {
     assert_eq!(world.heartbeat(|_| true).keys().collect::<Vec<_>>(), places.keys().collect::<Vec<_>>(), "it is the same instance");
 }
 
+#[test]
+fn what_cannot_run_again_has_crashed_and_its_log_is_kept() {
+    let mut world = World::start();
+    let sha1 = world.stage("t1", World::package())["droplet_sha1"].clone();
+    let (id, place) = world.run(&sha1, 1).pop_first().unwrap();
+    get_until(loopback(place), "shop.example.net", "/log?text=before", 200);
+    let has_line = |path: PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains("before")).then_some(());
+    let log = world.base(&format!("instances/{id}/logs/stdout.log"));
+    eventually("its log", || has_line(log.clone()));
+    world.kill();
+    fs::remove_dir_all(world.base("droplets").join(text(&sha1))).unwrap();
+    world.blobs.put("droplet", b"another".to_vec());
+    world.restart();
+    let exited = world.nats.expect("droplet.exited", |_| true).json;
+    assert_eq!((text(&exited["instance"]), &exited["reason"]), (id.clone(), &json!("CRASHED")));
+    assert_eq!(exited["exit_description"], "failed to start");
+    eventually("its log among the crashes", || has_line(world.base(&format!("crashes/{id}/logs/stdout.log"))));
+    eventually("the end of its other files", || world.names("instances").is_empty().then_some(()));
+}
+
 /// Puts the droplet and the place of this host into what the first version wrote.
 fn of_version_1(sha1: &str, port: u16) -> String {
     let text = VERSION_1.replace("2fd4e1c67a2d28fced849ee1bb76e7391b93eb12", sha1);

@@ -85,6 +85,9 @@ pub(crate) async fn a_controller_keeps_the_buildpack_cache() {
     };
     let (_, log) = world.staged(&ask(1)).await;
     assert!(log.has("run 1") && !log.begins("-----> Downloaded app buildpack cache"), "{:?}", log.lines());
+    let posts = world.controller.requests().into_iter().filter(|request| request.method == "POST");
+    let posts = posts.map(|post| post.target.split('?').next().unwrap().to_owned());
+    assert_eq!(posts.collect::<Vec<_>>(), ["/droplet", "/cache"], "the droplet first");
     world.serve("/cache/download", world.posted("/cache").remove(0));
     let (_, log) = world.staged(&ask(2)).await;
     assert!(log.has("run 2") && log.begins("-----> Downloaded app buildpack cache ("), "{:?}", log.lines());

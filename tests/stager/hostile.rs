@@ -60,6 +60,7 @@ pub(crate) async fn buildpacks_that_fail() {
         assert!(texts.iter().all(|text| error.message.contains(text)), "{orders} {}", error.message);
         assert_eq!(error.info.unwrap().kind, kind, "{orders}");
     }
+    assert_eq!(world.posted("/droplet"), Vec::<Vec<u8>>::new(), "what failed is not uploaded");
     let mut message = world.driven("");
     world.serve("/no-buildpack", guest("tests/command-driver"));
     message["properties"]["buildpack"] = json!(world.controller.url("/no-buildpack"));

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use dewar_core::{Answer, FilesAt, Request, TaskKey};
 use dewar_protocol::{FilesOf, InstanceId, STAGING_LOG, TaskId};
+use http_body_util::BodyExt as _;
 use tempfile::TempDir;
 
 use super::*;
@@ -217,14 +218,16 @@ async fn each_reason_not_to_show_a_file_has_its_status_and_text() {
     assert_eq!((mute.status, mute.body.as_str()), (500, "DEA is unreachable\n"));
 }
 
-#[test]
-fn what_vanishes_between_opening_and_reading_is_told_as_the_original_did() {
+#[tokio::test]
+async fn what_vanishes_between_opening_and_reading_is_told_as_the_original_did() {
     let response = refusal::Refusal::Vanished.into_response();
     assert_eq!(response.status(), 400);
     assert_eq!(
         (&response.headers()["content-type"], &response.headers()["x-cascade"]),
         (&"text/plain".parse().unwrap(), &"pass".parse().unwrap())
     );
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "Entity not found.\n");
 }
 
 #[tokio::test]

@@ -35,6 +35,9 @@ fn protocol_destination_and_port_must_all_match() {
     assert!(!policy.allows(Transport::Udp, "8.8.8.8:53".parse().unwrap()));
     assert!(!policy.allows_any(Transport::Udp));
     assert!(policy.allows_some_port("8.8.8.8".parse().unwrap()) && !policy.allows_some_port("8.9.0.0".parse().unwrap()));
+    let with_more = EgressRule { icmp_type: Some(8), code: Some(0), log: Some(true), ..rule("tcp", "8.8.8.8", Some("53")) };
+    let policy = EgressPolicy::new(&[with_more]).unwrap();
+    assert!(tcp(&policy, "8.8.8.8:53") && !tcp(&policy, "8.8.8.8:54"), "fields of icmp, and to be logged, mean nothing to tcp");
 }
 
 #[test]

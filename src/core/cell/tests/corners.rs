@@ -122,3 +122,17 @@ fn a_stop_reaches_every_state_but_those_that_have_ended() {
     );
     scene.check(stop(r#"{"version":"v1"}"#), expect![[""]]);
 }
+
+#[test]
+fn heartbeats_and_exits_name_the_partition_of_the_start_message() {
+    let mut scene = Scene::new(config());
+    scene.run(StartMessage { cc_partition: "north".to_owned(), ..start_message("shop", 0) });
+    let mut told = scene.at(10).take(Input::Wake);
+    told.extend(scene.take(exited(1, 1, "trap")));
+    let partitions = told.iter().filter_map(|effect| match effect {
+        Effect::Publish(Publication::Heartbeat(heartbeat)) => Some(("heartbeat", heartbeat.droplets[0].cc_partition.as_str())),
+        Effect::Publish(Publication::DropletExited(exited)) => Some(("exit", exited.cc_partition.as_str())),
+        _ => None,
+    });
+    assert_eq!(partitions.collect::<Vec<_>>(), [("heartbeat", "north"), ("exit", "north")]);
+}

@@ -75,6 +75,7 @@ fn statistics_of_running_instances() {
     scene.at(20).take(Input::Usage(vec![(key, sample(1000, 1 << 20, 5))]));
     scene.at(30).take(Input::Usage(vec![(key, sample(3500, 3 << 20, 6))]));
     let instances = found(scene.at(40), r#"{"droplet":"shop","include_stats":true}"#);
+    assert_eq!((instances[0].dea.as_str(), instances[0].state_timestamp), ("cell", UnixSeconds((EPOCH + 10) as f64)));
     let stats = instances[0].stats.clone().unwrap();
     assert_eq!((stats.name.as_str(), stats.host.as_str(), stats.port), ("shop", "10.0.16.23", Some(61_001)));
     assert_eq!(stats.uris, ["shop.example.net"]);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use dewar_protocol::{InstanceState, Snapshot};
 use expect_test::expect;
 
+use super::staging::{failed, finished};
 use super::*;
 use crate::testing::staging_message;
 use crate::{Mono, SnapshotImage};
@@ -263,6 +264,25 @@ fn a_stop_and_an_update_find_what_is_resuming() {
 }
 
 #[test]
+fn an_evacuation_reaches_what_is_resuming() {
+    let mut scene = resuming();
+    let effects = scene.take(Input::Signal(Signal::Evacuate));
+    expect![[r#"
+        dea.shutdown apps shop:1
+        shop/0 (1) RESUMING → EVACUATING
+        droplet.exited shop/0 DeaEvacuation -1 ""
+        dea.heartbeat shop/0 v1 EVACUATING since 1
+    "#]]
+    .assert_eq(&without_save(&effects));
+    scene.take(launched(1));
+    let effects = scene.take(ready(1));
+    expect![[r#"
+        router.register shop.example.net → 10.0.16.23:61001 of shop by dea-2
+    "#]]
+    .assert_eq(&without_save(&effects));
+}
+
+#[test]
 fn what_no_longer_fits_crashes_and_no_more_is_promised_than_there_is() {
     let mut before = saving();
     for index in 0..3 {
@@ -336,8 +356,22 @@ fn every_change_that_matters_is_saved_when_it_comes() {
     assert_eq!(instances(&mut scene, stop(r#"{"droplet":"shop"}"#)), "shop/0 v1 shop.example.net Stopping");
     assert_eq!(instances(&mut scene, exited(key, 255, "")), "");
 
-    let staging = saved_by(&mut scene, asked(Request::Stage(Box::new(staging_message("staged", "t1"))))).expect("a task is saved");
-    assert_eq!(staging.staging_tasks[0].staging_message, staging_message("staged", "t1"));
+    let mut scene = saving();
+    scene.run(start_message("shop", 0));
+    assert_eq!(instances(&mut scene, Input::Signal(Signal::Evacuate)), "shop/0 v1 shop.example.net Evacuating");
+    assert_eq!(instances(&mut scene, stop(r#"{"droplet":"shop"}"#)), "shop/0 v1 shop.example.net Stopping");
+}
+
+#[test]
+fn the_beginning_and_every_end_of_a_staging_are_saved_when_they_come() {
+    let mut scene = saving();
+    let stopped = || request(Request::StopStaging(serde_json::from_str(r#"{"app_id":"staged"}"#).unwrap()));
+    for end in [finished(1), failed(2), stopped()] {
+        let begun = saved_by(&mut scene, asked(Request::Stage(Box::new(staging_message("staged", "t1"))))).expect("a task is saved");
+        assert_eq!(begun.staging_tasks[0].staging_message, staging_message("staged", "t1"));
+        let ended = saved_by(&mut scene, end.clone()).unwrap_or_else(|| panic!("not saved: {end:?}"));
+        assert_eq!(ended.staging_tasks, [], "{end:?}");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn set_up(key: u64) -> Input {
     Input::Staging(TaskKey(key), StagingEvent::SetUp)
 }
 
-fn finished(key: u64) -> Input {
+pub(super) fn finished(key: u64) -> Input {
     let droplet = StagedDroplet {
         sha1: sha1('b'),
         detected_buildpack: None,
@@ -26,7 +26,7 @@ fn finished(key: u64) -> Input {
     Input::Staging(TaskKey(key), StagingEvent::Finished(Ok(Box::new(droplet))))
 }
 
-fn failed(key: u64) -> Input {
+pub(super) fn failed(key: u64) -> Input {
     let error = StagingError { message: "Script exited with status 1".to_owned(), info: None };
     Input::Staging(TaskKey(key), StagingEvent::Finished(Err(error)))
 }
@@ -126,6 +126,15 @@ fn admission() {
         expect![[r#"
         log of shop Out: Got staging request for app with id shop
         start staging 4 of shop with 400M and 500M
+    "#]],
+    );
+    let mut start = start_message("shop", 0);
+    (start.limits.mem, start.limits.disk) = (Mib(400), Mib(800));
+    Scene::new(config()).check(
+        stage(StagingMessage { start_message: Some(start), ..wants(350, 600) }),
+        expect![[r#"
+        log of shop Out: Got staging request for app with id shop
+        start staging 1 of shop with 350M and 600M
     "#]],
     );
 }
@@ -316,13 +325,14 @@ fn over_http_every_end_is_reported_once() {
     scene.check(reported(2), expect![[""]]);
     scene.take(by_http(with_start("t3")));
     let stop = || request(Request::StopStaging(serde_json::from_str(r#"{"app_id":"shop"}"#).unwrap()));
-    scene.check(
-        stop(),
-        expect![[r#"
+    let stopped = scene.take(stop());
+    expect![[r#"
         cancel staging 3
         report 3: staging of t3: Error staging: task stopped, no droplet
-    "#]],
-    );
+    "#]]
+    .assert_eq(&shown(&stopped));
+    let Some(Effect::ReportStaging { reply, .. }) = stopped.last() else { panic!("{stopped:?}") };
+    assert_eq!(reply.app_id, Some("shop".into()), "the report's path has it");
     scene.check(reported(3), expect![[""]]);
     // The report is under way, and there is no other; only the start that would follow is given up.
     scene.take(by_http(with_start("t4")));

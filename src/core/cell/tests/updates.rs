@@ -19,6 +19,7 @@ fn routes_come_and_go() {
     scene.run(StartMessage { uris: vec!["a".to_owned(), "b".to_owned()], ..start_message("shop", 0) });
     scene.run(StartMessage { uris: vec!["c".to_owned(), "b".to_owned(), "d".to_owned()], ..start_message("shop", 1) });
     scene.run(start_message("blog", 0));
+    let before = id_of(&scene, 1);
     scene.at(1).check(
         update(r#"{"droplet":"shop","uris":["d","b","c"]}"#),
         expect![[r#"
@@ -45,6 +46,7 @@ fn routes_come_and_go() {
         dea.heartbeat shop/0 v1 RUNNING since 0, shop/1 v1 RUNNING since 0, blog/0 v1 RUNNING since 0
     "#]],
     );
+    assert_eq!(id_of(&scene, 1), before, "without another version it keeps its id");
 }
 
 #[test]
@@ -52,6 +54,7 @@ fn a_new_version_brings_a_new_id_and_nothing_else() {
     let mut scene = Scene::new(config());
     scene.run(start_message("shop", 0));
     let (before, private) = (id_of(&scene, 1), private_id(&mut scene));
+    assert!(private.len() == 64 && private.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{private}");
     scene.check(update(r#"{"droplet":"shop"}"#), expect![[""]]);
     scene.check(update(r#"{"droplet":"shop","uris":null,"version":null}"#), expect![[""]]);
     scene.check(update(r#"{"droplet":"shop","version":"v1"}"#), expect![[""]]);
@@ -72,11 +75,12 @@ fn a_new_version_brings_a_new_id_and_nothing_else() {
     assert!(effects.contains(&Effect::DeleteInstanceFiles(before)), "files are named by the id at the start: {effects:?}");
 }
 
-fn private_id(scene: &mut Scene) -> Option<String> {
-    scene.take(request(Request::RegisterRoutes(Default::default()))).iter().find_map(|effect| match effect {
-        Effect::Publish(Publication::RouterRegister(registration)) => registration.private_instance_id.clone(),
+fn private_id(scene: &mut Scene) -> String {
+    let told = scene.take(request(Request::RegisterRoutes(Default::default()))).into_iter().find_map(|effect| match effect {
+        Effect::Publish(Publication::RouterRegister(registration)) => registration.private_instance_id,
         _ => None,
-    })
+    });
+    told.expect("a registration with a private id")
 }
 
 #[test]
