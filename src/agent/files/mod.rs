@@ -16,6 +16,7 @@ mod places;
 mod range;
 mod refusal;
 mod server;
+mod shares;
 mod stall;
 mod tail;
 mod v1;
@@ -37,11 +38,15 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use self::places::Places;
+use self::shares::Shares;
 use self::v1::OldServer;
 use self::v2::FileServer;
 use crate::base_dir::Paths;
 use crate::config::FilesSettings;
 use crate::driver::Asked;
+
+/// Responses at a time about one instance or staging task, of both servers; one more is refused.
+const RESPONSES_EACH: usize = 16;
 
 /// File servers whose ports are taken, and nothing more yet.
 #[derive(Debug)]
@@ -94,21 +99,21 @@ impl FileServers {
 
     /// Serves until `stop` is cancelled.
     pub(crate) fn run(self, paths: Paths, requests: mpsc::Sender<Asked>, tasks: &TaskTracker, stop: &CancellationToken) {
-        let places = Places::new(paths, requests);
+        let (places, responses) = (Places::new(paths, requests), Arc::new(Shares::new(RESPONSES_EACH)));
         if let (Some(listener), Some(told)) = (self.v1, self.told.v1) {
-            let server = Arc::new(OldServer::new(told.credentials, places.clone()));
+            let server = Arc::new(OldServer::new(told.credentials, places.clone(), Arc::clone(&responses)));
             let respond = move |request| {
                 let server = Arc::clone(&server);
                 async move { server.respond(request).await }
             };
-            tasks.spawn(server::serve(listener, respond, tasks.clone(), stop.clone()));
+            tasks.spawn(server::serve(listener, server::LONGEST, respond, tasks.clone(), stop.clone()));
         }
-        let server = Arc::new(FileServer::new(self.told.urls, places, self.settings.streaming_timeout));
+        let server = Arc::new(FileServer::new(self.told.urls, places, responses, self.settings.streaming_timeout));
         let respond = move |request| {
             let server = Arc::clone(&server);
             async move { server.respond(request).await }
         };
-        tasks.spawn(server::serve(self.v2, respond, tasks.clone(), stop.clone()));
+        tasks.spawn(server::serve(self.v2, server::LONGEST, respond, tasks.clone(), stop.clone()));
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) enum Refusal {
     Vanished,
     #[error("DEA is unreachable")]
     NoAnswer,
+    #[error("Too many files are read")]
+    TooManyResponses,
     #[error("Too many files are followed")]
     TooManyTails,
     #[error("Can't serve request due to error: {0}")]
@@ -58,7 +60,7 @@ impl Refusal {
             Self::Url(FileUrlError::Missing(_) | FileUrlError::Invalid(_) | FileUrlError::Expired) => self.json(StatusCode::BAD_REQUEST),
             Self::NoSuchPath | Self::Unknown(_) | Self::NoEntity => self.json(StatusCode::NOT_FOUND),
             Self::NotAccessible => self.json(StatusCode::FORBIDDEN),
-            Self::Unavailable(_) | Self::TooManyTails => self.json(StatusCode::SERVICE_UNAVAILABLE),
+            Self::Unavailable(_) | Self::TooManyResponses | Self::TooManyTails => self.json(StatusCode::SERVICE_UNAVAILABLE),
             Self::Vanished => rack_text(StatusCode::BAD_REQUEST, "Entity not found.\n"),
             Self::NoAnswer | Self::Failed(_) => {
                 let mut response = full(StatusCode::INTERNAL_SERVER_ERROR, format!("{self}\n"));

@@ -22,9 +22,6 @@ use super::content::{PIECE, read};
 /// Between two looks at the file.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The longest that a file is followed in one response, as long as a URL is good; then it breaks off as after silence.
-const LONGEST: Duration = Duration::from_secs(3600);
-
 /// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum From {
@@ -58,11 +55,10 @@ struct Tail {
     name: PathBuf,
     at: u64,
     idle: Duration,
-    began: Instant,
     last_change: Instant,
     /// What was seen last, to tell silence.
     size: u64,
-    _permit: OwnedSemaphorePermit,
+    _permits: [OwnedSemaphorePermit; 2],
 }
 
 /// What is in the file from there on, and then what is added. Ends when the file is renamed or removed, with an error after `idle`
@@ -74,14 +70,14 @@ pub(super) fn follow(
     file: File,
     from: From,
     idle: Duration,
-    permit: OwnedSemaphorePermit,
+    permits: [OwnedSemaphorePermit; 2],
 ) -> io::Result<impl Stream<Item = io::Result<Frame<Bytes>>>> {
-    let (size, name, now) = (file.metadata()?.len(), name_of(&file)?, Instant::now());
+    let (size, name) = (file.metadata()?.len(), name_of(&file)?);
     let at = match from {
         From::End => size,
         From::Byte(offset) => offset,
     };
-    let tail = Tail { file: Arc::new(file), name, at, idle, began: now, last_change: now, size, _permit: permit };
+    let tail = Tail { file: Arc::new(file), name, at, idle, last_change: Instant::now(), size, _permits: permits };
     Ok(try_unfold(tail, async |mut tail| Ok(tail.next().await?.map(|piece| (Frame::data(piece), tail)))))
 }
 
@@ -104,7 +100,7 @@ impl Tail {
             if gone {
                 return Ok(None);
             }
-            if self.last_change.elapsed() >= self.idle || self.began.elapsed() >= LONGEST {
+            if self.last_change.elapsed() >= self.idle {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             sleep(LOOK).await;

@@ -1,5 +1,6 @@
 //! Real sockets and files; the cell's answers come from a table.
 
+mod connections;
 mod hostile;
 mod old_server;
 mod startup;
@@ -23,7 +24,7 @@ use crate::effects::Asker;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A file server with an instance `shop`, a crash `sad` and a staging task `task`.
+/// A file server with an instance `shop`, whose files `shop-…` have, too, a crash `sad` and a staging task `task`.
 struct World {
     dir: TempDir,
     address: SocketAddr,
@@ -76,7 +77,7 @@ impl World {
             while let Some(Asked { request, asker }) = asked.recv().await {
                 let (Request::LocateFiles(of), Asker::Here(sender)) = (request, asker) else { panic!("an odd question") };
                 let at = match of {
-                    of if of == instance("shop") => FilesAt::Instance(shop.clone()),
+                    FilesOf::Instance(id) if id.0.starts_with("shop") => FilesAt::Instance(shop.clone()),
                     of if of == instance("sad") => FilesAt::Crash(sad.clone()),
                     of if of == instance("never") => FilesAt::Crash(InstanceId::from("never")),
                     of if of == instance("new") || of == task("new") => FilesAt::Unavailable,

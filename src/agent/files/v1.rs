@@ -1,6 +1,8 @@
 //! The file server of before 2013-12, for Cloud Controllers that know no other: `/instances/<instance id>/<path>` behind basic
 //! authentication, with the credentials that answers to `dea.find.droplet` carry.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use dewar_protocol::{FilesOf, InstanceId, Secret};
@@ -15,7 +17,8 @@ use super::listing::{Style, listing};
 use super::open::{Links, OpenError, Opened, Root};
 use super::places::Places;
 use super::refusal::{Refusal, rack_text};
-use super::server::{Body, full};
+use super::server::{self, Body, full};
+use super::shares::Shares;
 use crate::blocking;
 
 /// Where its URLs begin.
@@ -26,17 +29,19 @@ pub(super) const BASE: &str = "/instances";
 pub(super) struct OldServer {
     credentials: Secret<(String, String)>,
     places: Places,
+    responses: Arc<Shares>,
 }
 
 /// Why nothing is shown.
 enum Denied {
     NotFound,
     NotAccessible,
+    TooManyResponses,
 }
 
 impl OldServer {
-    pub(super) fn new(credentials: Secret<(String, String)>, places: Places) -> Self {
-        Self { credentials, places }
+    pub(super) fn new(credentials: Secret<(String, String)>, places: Places, responses: Arc<Shares>) -> Self {
+        Self { credentials, places, responses }
     }
 
     pub(super) async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
@@ -48,6 +53,7 @@ impl OldServer {
         self.show(request).await.unwrap_or_else(|denied| match denied {
             Denied::NotFound => rack_text(StatusCode::NOT_FOUND, "Entity not found.\n"),
             Denied::NotAccessible => rack_text(StatusCode::FORBIDDEN, "Not accessible\n"),
+            Denied::TooManyResponses => rack_text(StatusCode::SERVICE_UNAVAILABLE, "Too many files are read\n"),
         })
     }
 
@@ -64,7 +70,9 @@ impl OldServer {
         let (request, _) = request.into_parts();
         let path = percent_decode_str(request.uri.path()).decode_utf8().map_err(|_| Denied::NotFound)?;
         let (id, file) = path.strip_prefix(BASE).and_then(|rest| rest.strip_prefix('/')).map(split_first).ok_or(Denied::NotFound)?;
-        let root = self.places.root(&FilesOf::Instance(InstanceId::from(id))).await.map_err(|refusal| match refusal {
+        let of = FilesOf::Instance(InstanceId::from(id));
+        let share = self.responses.take(&of).ok_or(Denied::TooManyResponses)?;
+        let root = self.places.root(&of).await.map_err(|refusal| match refusal {
             Refusal::NotAccessible => Denied::NotAccessible,
             _ => Denied::NotFound,
         })?;
@@ -73,14 +81,16 @@ impl OldServer {
             Opened::Directory(directory) => Ok(Err(listing(&directory, style).map_err(|_| Denied::NotFound)?)),
             Opened::File(opened) => Ok(Ok(opened)),
         });
-        match shown.await? {
-            Ok(opened) => content::respond(&request, opened).await.map_err(|_| Denied::NotFound),
+        let mut response = match shown.await? {
+            Ok(opened) => content::respond(&request, opened).await.map_err(|_| Denied::NotFound)?,
             Err(text) => {
                 let mut response = full(StatusCode::OK, text);
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-                Ok(response)
+                response
             }
-        }
+        };
+        server::keep(&mut response, share);
+        Ok(response)
     }
 }
 

@@ -19,12 +19,15 @@ use super::listing::{Style, listing};
 use super::open::{OpenFile, Opened};
 use super::places::Places;
 use super::refusal::Refusal;
-use super::server::{Body, empty, full};
+use super::server::{self, Body, empty, full};
+use super::shares::Shares;
 use super::tail::{self, From};
 use crate::blocking;
 
 /// Files that are followed at a time; one more is refused.
 const TAILS: usize = 64;
+/// As [`TAILS`], of one instance or staging task.
+const TAILS_EACH: usize = 8;
 
 /// Tells a client of ours whether it got a file or a listing, which look alike.
 const KIND: HeaderName = HeaderName::from_static("x-dewar-kind");
@@ -34,14 +37,17 @@ const KIND: HeaderName = HeaderName::from_static("x-dewar-kind");
 pub(super) struct FileServer {
     urls: FileUrls,
     places: Places,
+    responses: Arc<Shares>,
     /// How long a followed file may be silent.
     idle: Duration,
     tails: Arc<Semaphore>,
+    tails_each: Shares,
 }
 
 impl FileServer {
-    pub(super) fn new(urls: FileUrls, places: Places, idle: Duration) -> Self {
-        Self { urls, places, idle, tails: Arc::new(Semaphore::new(TAILS)) }
+    pub(super) fn new(urls: FileUrls, places: Places, responses: Arc<Shares>, idle: Duration) -> Self {
+        let (tails, tails_each) = (Arc::new(Semaphore::new(TAILS)), Shares::new(TAILS_EACH));
+        Self { urls, places, responses, idle, tails, tails_each }
     }
 
     /// Whatever the method is, it is taken for `GET` or `HEAD`, as the original did.
@@ -54,7 +60,14 @@ impl FileServer {
         let of = FilesOf::parse(request.uri.path()).ok_or(Refusal::NoSuchPath)?;
         let query = request.uri.query().unwrap_or_default();
         let file = self.urls.verify(request.uri.path(), query, now())?.unwrap_or_default();
-        let root = self.places.root(&of).await?;
+        let share = self.responses.take(&of).ok_or(Refusal::TooManyResponses)?;
+        let mut response = self.show_file(request, &of, file).await?;
+        server::keep(&mut response, share);
+        Ok(response)
+    }
+
+    async fn show_file(&self, request: &Parts, of: &FilesOf, file: String) -> Result<Response<Body>, Refusal> {
+        let root = self.places.root(of).await?;
         match blocking::run(move || root.open_path(&file)).await? {
             Opened::Directory(directory) => {
                 let text = blocking::run(move || listing(&directory, Style::V2)).await.map_err(|error| match error.kind() {
@@ -67,18 +80,20 @@ impl FileServer {
                 Ok(response)
             }
             Opened::File(opened) => {
-                let mut response = match tail::wanted(query).map_err(|why| Refusal::Failed(why.to_owned()))? {
-                    Some(from) => self.follow(request, opened, from).await?,
-                    None => content::respond(request, opened).await.map_err(|error| Refusal::Failed(error.to_string()))?,
-                };
+                let mut response =
+                    match tail::wanted(request.uri.query().unwrap_or_default()).map_err(|why| Refusal::Failed(why.to_owned()))? {
+                        Some(from) => self.follow(request, of, opened, from).await?,
+                        None => content::respond(request, opened).await.map_err(|error| Refusal::Failed(error.to_string()))?,
+                    };
                 response.headers_mut().insert(KIND, HeaderValue::from_static("file"));
                 Ok(response)
             }
         }
     }
 
-    async fn follow(&self, request: &Parts, opened: OpenFile, from: From) -> Result<Response<Body>, Refusal> {
+    async fn follow(&self, request: &Parts, of: &FilesOf, opened: OpenFile, from: From) -> Result<Response<Body>, Refusal> {
         let failed = |error: io::Error| Refusal::Failed(error.to_string());
+        let share = self.tails_each.take(of).ok_or(Refusal::TooManyTails)?;
         let permit = Arc::clone(&self.tails).try_acquire_owned().map_err(|_| Refusal::TooManyTails)?;
         let probe = Arc::new(opened.file.try_clone().map_err(failed)?);
         let kind = content_type(&opened.name, &probe).await.map_err(failed)?;
@@ -88,7 +103,7 @@ impl FileServer {
         }
         response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if request.method != Method::HEAD {
-            let growing = tail::follow(opened.file, from, self.idle, permit).map_err(failed)?;
+            let growing = tail::follow(opened.file, from, self.idle, [share, permit]).map_err(failed)?;
             *response.body_mut() = StreamBody::new(growing).boxed_unsync();
         }
         Ok(response)

@@ -137,12 +137,17 @@ async fn offsets_that_are_none_are_told() {
 async fn so_many_are_followed_and_one_more_is_refused_until_one_ends() {
     let world = World::new(settings()).await;
     blocking(move || {
-        let mut followers: Vec<_> = (0..64).map(|_| Follower::start(&world, &tail(&world, ""))).collect();
-        let refused = || Follower::start(&world, &tail(&world, "")).head;
-        assert!(refused().starts_with("HTTP/1.1 503 "));
+        let begin =
+            |number: usize| Follower::start(&world, &format!("{}&tail", world.url(&format!("shop-{number}"), Some("/logs/note.txt"))));
+        // Eight of each of eight instances.
+        let mut followers: Vec<_> = (0..8).map(|_| begin(0)).collect();
+        assert!(begin(0).head.starts_with("HTTP/1.1 503 "), "one instance has its share");
+        followers.extend((8..64).map(|number| begin(number / 8)));
+        assert!(followers.iter().all(|follower| follower.head.starts_with("HTTP/1.1 200 ")));
+        assert!(begin(8).head.starts_with("HTTP/1.1 503 "));
         followers.pop();
         let start = std::time::Instant::now();
-        while !refused().starts_with("HTTP/1.1 200 ") {
+        while !begin(8).head.starts_with("HTTP/1.1 200 ") {
             assert!(start.elapsed() < PATIENCE, "its place is not given back");
             std::thread::sleep(Duration::from_millis(20));
         }
