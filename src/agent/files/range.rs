@@ -70,10 +70,13 @@ fn byte_range(text: &str, size: u64) -> Part {
     }
 }
 
-/// Dates of HTTP have no fractions.
+/// The last second that a date of HTTP can name, in the year 9999. A guest may set a later one.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+/// Dates of HTTP have no fractions, and four digits for the year.
 pub(super) fn whole_seconds(time: SystemTime) -> SystemTime {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs().min(LAST_SECOND))
 }
 
 #[cfg(test)]
@@ -124,6 +127,19 @@ mod tests {
         assert_eq!(wanted(&[(IF_NONE_MATCH, "\"x\""), (IF_MODIFIED_SINCE, LATER)], 10), Part::Whole, "the date does not count then");
         let partly = |date| wanted(&[(RANGE, "bytes=0-4"), (IF_RANGE, date)], 10);
         assert_eq!((partly(THEN), partly(LATER), partly("\"tag\"")), (Part::Bytes(0..5), Part::Whole, Part::Whole));
+    }
+
+    #[test]
+    fn every_time_of_a_file_is_a_date() {
+        let date = |seconds| httpdate::fmt_http_date(whole_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)));
+        assert_eq!(date(1_381_932_202), THEN);
+        for late in [LAST_SECOND, LAST_SECOND + 1, 1 << 60] {
+            assert_eq!(date(late), "Fri, 31 Dec 9999 23:59:59 GMT");
+        }
+        assert_eq!(
+            httpdate::fmt_http_date(whole_seconds(SystemTime::UNIX_EPOCH - Duration::from_secs(1))),
+            "Thu, 01 Jan 1970 00:00:00 GMT"
+        );
     }
 
     proptest! {
