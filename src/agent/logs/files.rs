@@ -1,6 +1,6 @@
 //! `logs/stdout.log` and `logs/stderr.log` of instances.
 //!
-//! A file is made with its first line. Few are open at a time, those that were written last: most instances are silent most of the
+//! A file is made with its first line, and one that follows another with the other's last: who reads along finds it. Few are open at a time, those that were written last: most instances are silent most of the
 //! time, and an agent that has thousands of them has no descriptors to spare.
 
 use std::collections::HashMap;
@@ -116,6 +116,7 @@ impl LogFile {
             Target::New | Target::File(_) | Target::Gone => false,
         };
         let written = self.open(of, name).and_then(|target| self.append(target, text));
+        let written = written.and_then(|target| if matches!(target, Target::New) { self.open(of, name) } else { Ok(target) });
         let path = self.path.display();
         match written {
             Ok(target) => {
@@ -217,6 +218,8 @@ mod tests {
         let size = |name: &str| fs::metadata(files.logs.join(name)).unwrap().len();
         assert_eq!((size("stdout.log"), size("stdout.log.1")), (1024 + 5, FILE_BYTES));
         assert!(fs::read_to_string(files.logs.join("stdout.log")).unwrap().ends_with("\nlast\n"));
+        writer.write(&files, LogStream::Err, &"x".repeat(usize::try_from(FILE_BYTES).unwrap()));
+        assert_eq!((size("stderr.log"), size("stderr.log.1")), (0, FILE_BYTES + 1), "who follows it finds the next one");
     }
 
     #[test]
