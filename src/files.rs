@@ -52,17 +52,18 @@ async fn print(client: &Client, target: &Target, choice: &FileChoice, screen: &m
 }
 
 async fn follow(client: &Client, target: &Target, choice: &FileChoice, screen: &mut Screen) -> Result<(), ClientError> {
-    let mut offset = 0;
+    let mut file = client.open_file(target, choice).await?;
+    if file.is_directory {
+        return Err(ClientError::Usage(format!("`{}` is a directory, which cannot be followed", choice.path)));
+    }
+    let offset = if choice.last.is_some() { file.end() } else { 0 };
+    let mut follower = client.follow_file(target, choice, &file, offset);
     if choice.last.is_some() {
-        let mut file = client.open_file(target, choice).await?;
-        offset = file.end();
         while let Some(bytes) = file.next().await? {
             screen.bytes(&bytes);
         }
-    } else if client.open_file(target, choice).await?.is_directory {
-        return Err(ClientError::Usage(format!("`{}` is a directory, which cannot be followed", choice.path)));
     }
-    let mut follower = client.follow_file(target, choice, offset);
+    drop(file);
     while screen.is_open()
         && let Some(bytes) = follower.next().await?
     {

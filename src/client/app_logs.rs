@@ -103,18 +103,19 @@ impl Client {
         let (out, err) = futures::join!(self.log_files(target, streams[0].1, FILE_BYTES), self.log_files(target, streams[1].1, FILE_BYTES));
         let mut older = Vec::new();
         for (stream, files) in [(LogStream::Out, out?), (LogStream::Err, err?)] {
-            for (index, file) in files {
+            for file in files {
                 let known: Vec<&str> = kept
                     .iter()
-                    .filter(|line| line.source == LogSource::App && line.index == Some(index) && line.stream == stream)
+                    .filter(|line| line.source == LogSource::App && line.index == Some(file.index) && line.stream == stream)
                     .map(|line| line.text.as_str())
                     .collect();
                 let timestamp = UnixSeconds(file.modified.unwrap_or(0.0));
-                let new = file.lines.len() - overlap(&file.lines, &known);
+                let both = if file.crashed { overlap_anywhere(&file.lines, &known) } else { overlap(&file.lines, &known) };
+                let new = file.lines.len() - both;
                 older.extend(file.lines.into_iter().take(new).map(|text| LogLine {
                     app_id: target.id.clone(),
                     source: LogSource::App,
-                    index: Some(index),
+                    index: Some(file.index),
                     stream,
                     timestamp,
                     text,
@@ -130,8 +131,12 @@ impl Client {
 
 /// How many lines at the end of a file are those that an agent kept: agents write each line to both.
 fn overlap(file: &[String], kept: &[&str]) -> usize {
-    let most = file.len().min(kept.len());
-    (0..=most).rev().find(|count| file[file.len() - count..].iter().eq(&kept[kept.len() - count..])).unwrap_or(0)
+    file.iter().rev().zip(kept.iter().rev()).take_while(|(line, kept)| line == *kept).count()
+}
+
+/// As [`overlap`], where lines of another instance may follow those of the file.
+fn overlap_anywhere(file: &[String], kept: &[&str]) -> usize {
+    (0..=kept.len()).map(|end| overlap(file, &kept[..end])).max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -147,5 +152,14 @@ mod tests {
         assert_eq!(overlap(&file, &["other"]), 0);
         assert_eq!(overlap(&file, &["three", "other"]), 0);
         assert_eq!(overlap(&[], &["one"]), 0);
+    }
+
+    #[test]
+    fn lines_of_a_crashed_instance_are_known_before_those_of_the_next() {
+        let file = ["one", "two", "three"].map(str::to_owned);
+        assert_eq!(overlap_anywhere(&file, &["two", "three", "next"]), 2);
+        assert_eq!(overlap_anywhere(&file, &["three", "one", "two", "three", "next", "three"]), 3, "the most of what fits");
+        assert_eq!(overlap_anywhere(&file, &["one", "two"]), 0);
+        assert_eq!(overlap_anywhere(&file, &[]), 0);
     }
 }

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dewar_protocol::{AppId, FindDroplet, FoundInstance, InstanceState};
+use dewar_protocol::{AppId, FindDroplet, FoundInstance, InstanceId, InstanceState};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use reqwest::{Method, Response, StatusCode, Url, redirect};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::app_name::AppName;
 use crate::client::{Client, Target};
@@ -19,6 +20,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
 /// Before a file that was moved, or broken off, is asked for again.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a followed file may be away: moved with no other in its place yet, or its instance is about to be another.
+const ABSENCE: Duration = Duration::from_secs(5);
 /// Bytes of a refusal that are read.
 const REFUSAL_BYTES: usize = 4096;
 
@@ -42,6 +45,7 @@ pub struct OpenFile {
     pub instance: u32,
     /// Whether it is a directory, as far as its server tells; then what is read is a listing.
     pub is_directory: bool,
+    instance_id: InstanceId,
     /// The byte after the last that will be read.
     end: u64,
     response: Response,
@@ -65,8 +69,13 @@ pub struct FileFollower {
     client: Client,
     target: Target,
     choice: FileChoice,
+    /// Whose file was read last.
+    instance_id: InstanceId,
+    /// The next byte of that file.
     offset: u64,
     response: Option<Response>,
+    /// Since when there is no such file.
+    absent: Option<Instant>,
 }
 
 /// What is said of a file that cannot be had.
@@ -80,6 +89,7 @@ struct Refusals {
 /// A file under its URL.
 struct Found {
     instance: u32,
+    instance_id: InstanceId,
     url: Url,
     http: reqwest::Client,
     refusals: Refusals,
@@ -101,13 +111,17 @@ impl Client {
         let end = header(CONTENT_RANGE.as_str()).and_then(|range| range.rsplit('/').next()?.parse().ok());
         let end = end.or_else(|| header(CONTENT_LENGTH.as_str())?.parse().ok()).unwrap_or(0);
         let is_directory = header("x-dewar-kind") == Some("directory");
-        Ok(OpenFile { instance: found.instance, is_directory, end, response, refusals: found.refusals })
+        let Found { instance, instance_id, .. } = found;
+        Ok(OpenFile { instance, is_directory, instance_id, end, response, refusals: found.refusals })
     }
 
-    /// Reads a file from a byte on, and what is added to it.
+    /// Reads a file that was opened from a byte on, and what is added to it. Where another instance takes the place of the file's,
+    /// its file is read from the start.
     #[must_use]
-    pub fn follow_file(&self, target: &Target, choice: &FileChoice, offset: u64) -> FileFollower {
-        FileFollower { client: self.clone(), target: target.clone(), choice: choice.clone(), offset, response: None }
+    pub fn follow_file(&self, target: &Target, choice: &FileChoice, opened: &OpenFile, offset: u64) -> FileFollower {
+        let choice = FileChoice { instance: Some(opened.instance), ..choice.clone() };
+        let instance_id = opened.instance_id.clone();
+        FileFollower { client: self.clone(), target: target.clone(), choice, instance_id, offset, response: None, absent: None }
     }
 
     async fn locate_file(&self, target: &Target, choice: &FileChoice) -> Result<Found, ClientError> {
@@ -130,11 +144,11 @@ impl Client {
     }
 
     /// The last bytes of a log file of each instance, with the time of its last line; those that cannot be had are left out.
-    pub(crate) async fn log_files(&self, target: &Target, path: &str, bytes: u64) -> Result<Vec<(u32, Tail)>, ClientError> {
+    pub(crate) async fn log_files(&self, target: &Target, path: &str, bytes: u64) -> Result<Vec<Tail>, ClientError> {
         let mut tails = Vec::new();
         for instance in self.find_with_file(&target.id, None, path).await?.into_iter().take(MOST_LOG_FILES) {
             match tail_of(&target.name, &instance, path, bytes).await {
-                Ok(tail) => tails.push((instance.index, tail)),
+                Ok(tail) => tails.push(tail),
                 Err(error) => tracing::debug!(error = %error.one_line(), instance = instance.index, "log file not read"),
             }
         }
@@ -148,6 +162,10 @@ const MOST_LOG_FILES: usize = 16;
 /// The end of a file.
 #[derive(Debug)]
 pub(crate) struct Tail {
+    /// Of which instance.
+    pub(crate) index: u32,
+    /// Whether that has crashed, so that another may have its index now.
+    pub(crate) crashed: bool,
     /// Whole lines.
     pub(crate) lines: Vec<String>,
     /// When it was written last, in seconds since the epoch, as far as its server tells.
@@ -155,6 +173,7 @@ pub(crate) struct Tail {
 }
 
 async fn tail_of(app: &AppName, instance: &FoundInstance, path: &str, wanted: u64) -> Result<Tail, ClientError> {
+    let (index, crashed) = (instance.index, instance.state == InstanceState::Crashed);
     let found = Found::new(app, instance, &FileChoice { instance: None, path: path.to_owned(), last: None, router: None })?;
     let request = found.http.get(found.url.clone()).header(RANGE, format!("bytes=-{wanted}"));
     let response = found.refusals.check(request.send().await).await?;
@@ -162,7 +181,8 @@ async fn tail_of(app: &AppName, instance: &FoundInstance, path: &str, wanted: u6
     let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok()).unwrap_or_default().to_owned();
     let date = response.headers().get("last-modified").and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
     let modified = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok()).map(|since| since.as_secs_f64());
-    let mut file = OpenFile { instance: instance.index, is_directory: false, end: 0, response, refusals: found.refusals };
+    let Found { instance, instance_id, refusals, .. } = found;
+    let mut file = OpenFile { instance, is_directory: false, instance_id, end: 0, response, refusals };
     let mut bytes = Vec::new();
     while let Some(more) = file.next().await? {
         bytes.extend_from_slice(&more);
@@ -176,7 +196,7 @@ async fn tail_of(app: &AppName, instance: &FoundInstance, path: &str, wanted: u6
     if is_part && !range.starts_with("bytes 0-") && !lines.is_empty() {
         lines.remove(0);
     }
-    Ok(Tail { lines, modified })
+    Ok(Tail { index, crashed, lines, modified })
 }
 
 impl OpenFile {
@@ -218,7 +238,7 @@ fn entry(line: &str) -> Option<DirectoryEntry> {
 }
 
 impl FileFollower {
-    /// The next bytes; `None` when there is no such file, instance or app any more. Cancel safe.
+    /// The next bytes; `None` when there is no such file, instance or app any more, and has not been for some seconds. Cancel safe.
     ///
     /// # Errors
     /// When the server cannot be reached, or refuses for another reason.
@@ -227,7 +247,16 @@ impl FileFollower {
             let response = match &mut self.response {
                 Some(response) => response,
                 None => match self.ask().await {
-                    Ok(response) => self.response.insert(response),
+                    Ok(response) => {
+                        self.absent = None;
+                        self.response.insert(response)
+                    }
+                    Err(ClientError::FileRefused { status: 404 | 503, .. } | ClientError::NoFiles { .. })
+                        if self.absent.get_or_insert_with(Instant::now).elapsed() < ABSENCE =>
+                    {
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
                     Err(ClientError::FileRefused { status: 404, .. } | ClientError::NoFiles { .. }) => return Ok(None),
                     Err(error) => return Err(error),
                 },
@@ -241,7 +270,6 @@ impl FileFollower {
                 Ok(None) => {
                     self.response = None;
                     tokio::time::sleep(PAUSE).await;
-                    self.rewind_if_shorter().await?;
                 }
                 // It was silent for long.
                 Err(error) => {
@@ -253,25 +281,22 @@ impl FileFollower {
         }
     }
 
-    async fn ask(&self) -> Result<Response, ClientError> {
+    async fn ask(&mut self) -> Result<Response, ClientError> {
         let mut found = self.client.locate_file(&self.target, &self.choice).await?;
+        if found.instance_id != self.instance_id {
+            (self.instance_id, self.offset) = (found.instance_id, 0);
+        }
+        if self.offset > 0 {
+            // A crashed instance's log is moved as it is; one that was full gives way to an empty one.
+            let head = found.refusals.check(found.http.request(Method::HEAD, found.url.clone()).send().await).await?;
+            let length = head.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+            if length.is_some_and(|length| length < self.offset) {
+                self.offset = 0;
+            }
+        }
         let offset = self.offset.to_string();
         found.url.query_pairs_mut().append_key_only("tail").append_pair("tail_offset", &offset);
         found.refusals.check(found.http.get(found.url).send().await).await
-    }
-
-    /// A crashed instance's log is moved as it is; one that was full gives way to an empty one.
-    async fn rewind_if_shorter(&mut self) -> Result<(), ClientError> {
-        let found = match self.client.locate_file(&self.target, &self.choice).await {
-            Err(ClientError::NoFiles { .. }) => return Ok(()),
-            found => found?,
-        };
-        let head = found.http.request(Method::HEAD, found.url).send().await.map_err(|error| found.refusals.unreachable(&error))?;
-        let length = head.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if head.status().is_success() && length.is_some_and(|length| length < self.offset) {
-            self.offset = 0;
-        }
-        Ok(())
     }
 }
 
@@ -292,7 +317,7 @@ impl Found {
         }
         let refusals = Refusals { app: app.clone(), path: choice.path.clone(), server: host };
         let http = builder.build().map_err(|error| refusals.unreachable(&error))?;
-        Ok(Self { instance: instance.index, url, http, refusals })
+        Ok(Self { instance: instance.index, instance_id: instance.instance_id.clone(), url, http, refusals })
     }
 }
 

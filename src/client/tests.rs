@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod agent;
+mod files;
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);

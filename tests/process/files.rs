@@ -174,6 +174,7 @@ fn dewar_files_lists_prints_and_follows() {
         (&["files", "nobody"], 1, "there is no app `nobody`"),
         (&["files", "shop", "app/note.txt", "--json"], 64, "--json is for directories"),
         (&["files", "shop", "logs", "-f"], 64, "cannot be followed"),
+        (&["files", "shop", "logs", "-f", "-n", "100"], 64, "cannot be followed"),
     ] {
         let done = client.run(arguments);
         assert_eq!(done.code, code, "{arguments:?}: {}", done.stderr);
@@ -207,6 +208,20 @@ fn dewar_files_lists_prints_and_follows() {
     assert!(position("first-line") < position("second-line") && position("second-line") < position("crashed"), "in order");
     let file = client.must(&["files", "shop", "logs/stdout.log"]);
     assert!(file.starts_with("first-line\nsecond-line\nxxx"), "{}", &file[..100]);
+
+    // A file that is full gives way to another, which is followed in its place.
+    client.must(&["restart", "shop"]);
+    get_until(router, "shop.example.net", "/log?text=third-line", 200);
+    let on = follow(&[]);
+    on.line("third-line");
+    // The last of these lines makes it 512 KiB.
+    for _ in 0..66 {
+        get_until(router, "shop.example.net", "/flood?bytes=8000&lines=1", 200);
+    }
+    eventually("the next file", || client.must(&["files", "shop", "logs"]).contains("stdout.log.1 ").then_some(()));
+    assert_eq!(client.must(&["files", "shop", "logs/stdout.log"]), "", "it is there before its first line");
+    get_until(router, "shop.example.net", "/log?text=fourth-line", 200);
+    on.line("fourth-line");
 }
 
 /// Takes uploads, and answers each only when it is told to.

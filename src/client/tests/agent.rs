@@ -41,6 +41,10 @@ pub(crate) struct State {
     pub(crate) memory: Mib,
     pub(crate) instances: Vec<FoundInstance>,
     pub(crate) starts: Vec<StartMessage>,
+    /// Lines of the past, before the app's last.
+    pub(crate) kept: Vec<LogLine>,
+    /// How often instances were asked for.
+    pub(crate) finds: usize,
     /// What happened, in order, a word or three each.
     pub(crate) history: Vec<String>,
 }
@@ -60,7 +64,8 @@ impl Agent {
         // An error means that another test was first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let state = State { staging, running: Running::Healthy, memory: Mib(1024), instances: vec![], starts: vec![], history: vec![] };
+        let (instances, starts, kept, history) = (vec![], vec![], vec![], vec![]);
+        let state = State { staging, running: Running::Healthy, memory: Mib(1024), instances, starts, kept, finds: 0, history };
         let agent = Self { id: CellId::from(id), bus, http, state: Arc::new(Mutex::new(state)) };
         let mut all = BTreeMap::new();
         let mut wanted = vec![
@@ -237,14 +242,21 @@ impl Agent {
         let matches = |instance: &&FoundInstance| {
             Some(&instance.app_id) == question.app_id.as_ref()
                 && question.version.as_ref().is_none_or(|version| *version == instance.version)
+                && question.indices.as_ref().is_none_or(|indices| indices.contains(&instance.index))
         };
-        let found: Vec<_> = self.with(|state| state.instances.iter().filter(matches).cloned().collect());
-        for instance in found {
+        let found: Vec<_> = self.with(|state| {
+            state.finds += 1;
+            state.instances.iter().filter(matches).cloned().collect()
+        });
+        for mut instance in found {
+            if let (Some(url), Some(Some(path))) = (&mut instance.file_uri_v2, &question.path) {
+                url.0 += &format!("{path}?hmac=0");
+            }
             self.bus.publish(message.reply_to.as_deref().unwrap(), &instance).unwrap();
         }
     }
 
-    /// Its one line of the past is the app's last.
+    /// Its last line of the past is the app's last.
     fn log(&self, message: &Message) {
         let request: LogRequest = serde_json::from_slice(&message.payload).unwrap();
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -256,7 +268,8 @@ impl Agent {
             timestamp: UnixSeconds(now.as_secs_f64()),
             text: "last words".to_owned(),
         };
-        if request.tail > 0 {
+        let past = if request.tail > 0 { [self.with(|state| state.kept.clone()), vec![line]].concat() } else { vec![] };
+        for line in past {
             self.bus.publish(message.reply_to.as_deref().unwrap(), &line).unwrap();
         }
     }
