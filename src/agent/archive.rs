@@ -54,8 +54,7 @@ pub(crate) fn unpack(archive: &Path, into: &Path, limits: TreeLimits, stop: &Can
     let mut start = Vec::new();
     open()?.take(512).read_to_end(&mut start).map_err(broken)?;
     let size = Bytes(open()?.metadata().map_err(broken)?.len());
-    let inflated = Bytes(size.0.saturating_mul(INFLATION).saturating_add(INFLATION_FREE));
-    let bounded = TreeLimits { bytes: limits.bytes.min(inflated), ..limits };
+    let bounded = TreeLimits { bytes: limits.bytes.min(most_unpacked(size)), ..limits };
     let mut writer = TreeWriter::new(into, bounded, stop.clone())?;
     let outcome = if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
         unpack_zip(open()?, limits.entries, &mut writer)
@@ -71,6 +70,11 @@ pub(crate) fn unpack(archive: &Path, into: &Path, limits: TreeLimits, stop: &Can
         Err(UnpackError::Tree(TreeError::TooManyBytes { limit })) if limit < limits.bytes => Err(UnpackError::Bomb { size }),
         Err(error) => Err(error),
     }
+}
+
+/// The most that an archive of this size may unpack to.
+pub(crate) fn most_unpacked(size: Bytes) -> Bytes {
+    Bytes(size.0.saturating_mul(INFLATION).saturating_add(INFLATION_FREE))
 }
 
 fn unpack_zip(archive: File, entries: u64, writer: &mut TreeWriter) -> Result<(), UnpackError> {

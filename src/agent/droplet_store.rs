@@ -43,6 +43,9 @@ const MAX_ARCHIVE: Bytes = Bytes(2 << 30);
 /// Bytes that a droplet may hold besides the app's files: its component above all.
 const COMPONENT_ALLOWANCE: u64 = 256 << 20;
 
+/// Bytes of disk that an entry takes besides its content: a block of a directory, at most.
+const ENTRY: u64 = 4096;
+
 /// Entries that a droplet may have besides the app's files.
 const OTHER_ENTRIES: u64 = 1000;
 
@@ -171,7 +174,7 @@ struct Store {
 #[derive(Debug)]
 struct Unpacked {
     archive: FileIdentity,
-    /// Of all its files.
+    /// What it takes of the disk, about.
     bytes: u64,
     app: AppFiles,
     info: StagingInfo,
@@ -393,8 +396,8 @@ impl Store {
         let state_file = state_file.map_err(|cause| DropletError::Manifest { sha1: sha1.clone(), cause })?;
         let shared = self.dir.join(sha1.as_str()).join(UNPACKED);
         reopen::replace(&shared, fresh.path(), &partial).map_err(at(&shared))?;
-        let bytes = tree.bytes;
-        let unpacked = Arc::new(Unpacked { archive, bytes, app: AppFiles::of(tree), info, state_file });
+        let bytes = tree.bytes.saturating_add(ENTRY * tree.nodes.len() as u64);
+        let unpacked = Arc::new(Unpacked { archive, bytes, app: AppFiles::of(&tree), info, state_file });
         lock(&self.unpacked).insert(sha1.clone(), Arc::clone(&unpacked));
         Ok(unpacked)
     }

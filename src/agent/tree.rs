@@ -34,6 +34,10 @@ const MAX_DEPTH: usize = 64;
 /// Bytes of a path; with the root's own path it must stay below the system's 4096.
 const MAX_PATH: usize = 3072;
 
+/// Bytes of all paths of a tree and all targets of its links, for they are held in memory. That is 160 for each of 200 000 entries,
+/// the most by default; apps of tens of thousands of files need a tenth of it.
+pub(crate) const MAX_PATHS: u64 = 32 << 20;
+
 /// Bytes of one name, the system's limit.
 const MAX_NAME: usize = 255;
 
@@ -73,6 +77,8 @@ pub(crate) enum TreeError {
     Refused { entry: String, why: Refusal },
     #[error("take more than {limit} files and directories")]
     TooManyEntries { limit: u64 },
+    #[error("take more than {MAX_PATHS} bytes of paths")]
+    TooManyPaths,
     #[error("take more than {limit} bytes of files", limit = limit.0)]
     TooManyBytes { limit: Bytes },
     #[error("read {entry:?}: {source}")]
@@ -98,9 +104,19 @@ pub(crate) struct Tree {
     pub(crate) nodes: BTreeMap<String, Node>,
     /// Bytes of all files together.
     pub(crate) bytes: u64,
+    /// Bytes of all paths and of all targets of links.
+    pub(crate) paths: u64,
 }
 
 impl Tree {
+    fn insert(&mut self, path: String, node: Node) {
+        self.paths += path.len() as u64;
+        if let Node::Link { target } = &node {
+            self.paths += target.len() as u64;
+        }
+        self.nodes.insert(path, node);
+    }
+
     /// Feeds everything that makes this tree differ from another one to a hash, unambiguously.
     pub(crate) fn hash_into(&self, hash: &mut Sha256) {
         hash.update((self.nodes.len() as u64).to_le_bytes());
@@ -159,7 +175,7 @@ impl TreeWriter {
         let file = rustix::fs::openat(directory, file_name, flags, permissions).map_err(|errno| failed_write(&path, errno))?;
         check_room(&self.tree, &self.limits, &self.stop)?;
         let (size, sha256) = self.copy(&path, content, std::fs::File::from(file))?;
-        self.tree.nodes.insert(path, Node::File { size, executable, sha256 });
+        self.tree.insert(path, Node::File { size, executable, sha256 });
         Ok(())
     }
 
@@ -172,7 +188,7 @@ impl TreeWriter {
         let directory = self.enter(parent)?;
         rustix::fs::symlinkat(&target, directory, file_name).map_err(|errno| failed_write(&path, errno))?;
         check_room(&self.tree, &self.limits, &self.stop)?;
-        self.tree.nodes.insert(path, Node::Link { target });
+        self.tree.insert(path, Node::Link { target });
         Ok(())
     }
 
@@ -211,7 +227,7 @@ impl TreeWriter {
                 None => {
                     rustix::fs::mkdirat(above, name, Mode::from_raw_mode(0o755)).map_err(|errno| failed_write(so_far, errno))?;
                     check_room(&self.tree, &self.limits, &self.stop)?;
-                    self.tree.nodes.insert(so_far.to_owned(), Node::Directory);
+                    self.tree.insert(so_far.to_owned(), Node::Directory);
                 }
             }
             let next = rustix::fs::openat(above, name, directory_flags(), Mode::empty());
@@ -245,13 +261,16 @@ impl TreeWriter {
     }
 }
 
-/// Whether there may be one more entry.
+/// Whether there may be one more entry; its own path may go beyond the limit.
 fn check_room(tree: &Tree, limits: &TreeLimits, stop: &CancellationToken) -> Result<(), TreeError> {
     if stop.is_cancelled() {
         return Err(TreeError::Cancelled);
     }
     if tree.nodes.len() as u64 >= limits.entries {
         return Err(TreeError::TooManyEntries { limit: limits.entries });
+    }
+    if tree.paths > MAX_PATHS {
+        return Err(TreeError::TooManyPaths);
     }
     Ok(())
 }
@@ -261,7 +280,7 @@ fn directory_flags() -> OFlags {
 }
 
 /// A name as a path below the root without `.` and empty components; empty for the root itself.
-fn clean(name: &[u8]) -> Result<String, Refusal> {
+pub(crate) fn clean(name: &[u8]) -> Result<String, Refusal> {
     if name.is_empty() {
         return Err(Refusal::NoName);
     }

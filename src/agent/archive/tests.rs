@@ -275,6 +275,25 @@ fn bytes_and_entries_are_bounded() {
     assert_eq!(refusal_within(&many, limits), "take more than 3 files and directories");
 }
 
+/// An empty file of this name.
+fn append(archive: &mut tar::Builder<Vec<u8>>, name: &str) {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(0);
+    header.set_mode(FILE & 0o7777);
+    archive.append_data(&mut header, name, &b""[..]).unwrap();
+}
+
+#[test]
+fn all_paths_together_are_bounded() {
+    // Each file brings 63 directories, whose paths have 1.5 KiB on average.
+    let path = |file: u32| (0..63).map(|depth| format!("{file:0>43}.{depth:0>2}/")).collect::<String>() + "f";
+    let mut archive = tar::Builder::new(Vec::new());
+    (0..400).for_each(|file| append(&mut archive, &path(file)));
+    let limits = TreeLimits { entries: 200_000, ..ROOMY };
+    let error = refusal_within(&gzip(&archive.into_inner().unwrap()), limits);
+    assert_eq!(error, "take more than 33554432 bytes of paths");
+}
+
 #[test]
 fn long_names_are_bounded_and_cost_no_memory() {
     let deep = "d/".repeat(64) + "f";
@@ -286,10 +305,7 @@ fn long_names_are_bounded_and_cost_no_memory() {
         (&endless, "its path is longer than 3072 bytes, or a name in it longer than 255"),
     ] {
         let mut archive = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(0);
-        header.set_mode(FILE & 0o7777);
-        archive.append_data(&mut header, name.trim_end_matches('/'), &b""[..]).unwrap();
+        append(&mut archive, name.trim_end_matches('/'));
         let error = refusal(&archive.into_inner().unwrap());
         assert!(error.ends_with(why), "{error}");
     }

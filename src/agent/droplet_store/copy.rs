@@ -5,41 +5,29 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use walkdir::{DirEntry, WalkDir};
+
 use super::{StoreError, at};
 use crate::tree::{Node, Tree};
 
-/// The files of an app, as they are in the shared tree. An app without files costs its instances no more than a directory.
+/// How much an app has in the shared tree. What it has is read there by each copy: a droplet stays long after its last instance, and
+/// its paths would take memory all the while.
 #[derive(Debug)]
 pub(super) struct AppFiles {
     bytes: u64,
-    /// Relative to the app's directory, parents first.
-    entries: Vec<(String, Entry)>,
-}
-
-#[derive(Debug)]
-enum Entry {
-    Directory,
-    File,
-    Link(String),
+    inodes: u64,
 }
 
 impl AppFiles {
-    pub(super) fn of(tree: Tree) -> Self {
-        let mut bytes = 0;
-        let mut entries = Vec::new();
-        for (path, node) in tree.nodes {
-            let Some(path) = path.strip_prefix("app/") else { continue };
-            let entry = match node {
-                Node::Directory => Entry::Directory,
-                Node::File { size, .. } => {
-                    bytes += size;
-                    Entry::File
-                }
-                Node::Link { target } => Entry::Link(target),
-            };
-            entries.push((path.to_owned(), entry));
+    pub(super) fn of(tree: &Tree) -> Self {
+        let (mut bytes, mut inodes) = (0, 0);
+        for (_, node) in tree.nodes.iter().filter(|(path, _)| path.starts_with("app/")) {
+            inodes += 1;
+            if let Node::File { size, .. } = node {
+                bytes += size;
+            }
         }
-        Self { bytes, entries }
+        Self { bytes, inodes }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -47,26 +35,39 @@ impl AppFiles {
     }
 
     pub(super) fn inodes(&self) -> u64 {
-        self.entries.len() as u64
+        self.inodes
     }
 
-    /// Makes an instance's directories, with these files in `app`. Blocks. A file's blocks are shared where the file system can.
+    /// Makes an instance's directories, with the files of `from` in `app`. Blocks. A file's blocks are shared where the file system
+    /// can, and an app without files costs no more than a directory.
     pub(super) fn copy(&self, from: &Path, instance_dir: &Path) -> Result<(), StoreError> {
         fs::create_dir_all(instance_dir).map_err(at(instance_dir))?;
         let app = instance_dir.join("app");
         for dir in [&app, &instance_dir.join("logs"), &instance_dir.join("tmp")] {
             fs::create_dir(dir).map_err(at(dir))?;
         }
-        for (path, entry) in &self.entries {
-            let to = app.join(path);
-            let made = match entry {
-                Entry::Directory => fs::create_dir(&to),
-                Entry::File => copy_file(&from.join(path), &to),
-                Entry::Link(target) => symlink(target, &to),
-            };
-            made.map_err(at(&to))?;
+        if self.inodes == 0 {
+            return Ok(());
         }
-        Ok(())
+        let mut copied = 0;
+        for entry in WalkDir::new(from).min_depth(1).follow_links(false).follow_root_links(false) {
+            let entry = entry.map_err(|error| at(from)(error.into()))?;
+            let to = app.join(entry.path().strip_prefix(from).unwrap_or(entry.path()));
+            copy_entry(&entry, &to).map_err(at(&to))?;
+            copied += 1;
+        }
+        if copied == self.inodes { Ok(()) } else { Err(at(from)(io::Error::other("it is not what it was when it was unpacked"))) }
+    }
+}
+
+fn copy_entry(entry: &DirEntry, to: &Path) -> io::Result<()> {
+    let kind = entry.file_type();
+    if kind.is_dir() {
+        fs::create_dir(to)
+    } else if kind.is_symlink() {
+        symlink(fs::read_link(entry.path())?, to)
+    } else {
+        copy_file(entry.path(), to)
     }
 }
 

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -186,6 +187,32 @@ async fn instances_get_private_copies_and_share_the_component() {
     assert_eq!(again, unpacked);
     assert_eq!(fs::read(two.join("app/sub/x")).unwrap(), b"x");
     assert!(!two.join("app/new").exists());
+}
+
+#[tokio::test]
+async fn copies_have_links_and_permissions_and_are_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut droplet = tar::Builder::new(GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    for (path, mode) in [("app/bin/run", 0o755), ("droplet.wasm", 0o644)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(mode);
+        header.set_size(0);
+        droplet.append_data(&mut header, path, &b""[..]).unwrap();
+    }
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    droplet.append_link(&mut header, "app/link", "bin/run").unwrap();
+    let droplet = droplet.into_inner().unwrap().finish().unwrap();
+    let sha1 = adopt(&store, dir.path(), &droplet).await;
+    let one = dir.path().join("one");
+    let unpacked = store.unpack(&sha1, &one, ROOMY).await.unwrap();
+    assert_eq!(fs::read_link(one.join("app/link")).unwrap(), Path::new("bin/run"));
+    assert_eq!(fs::metadata(one.join("app/link")).unwrap().permissions().mode() & 0o777, 0o755);
+    fs::remove_file(unpacked.wasm.parent().unwrap().join("app/link")).unwrap();
+    let error = store.unpack(&sha1, &dir.path().join("two"), ROOMY).await.unwrap_err().to_string();
+    assert!(error.ends_with("it is not what it was when it was unpacked"), "{error}");
 }
 
 #[tokio::test]

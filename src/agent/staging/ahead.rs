@@ -54,7 +54,7 @@ mod tests {
 
     fn package(files: &[&str]) -> Tree {
         let file = || Node::File { size: 8, executable: false, sha256: [0; 32] };
-        let mut tree = Tree { nodes: files.iter().map(|path| ((*path).to_owned(), file())).collect(), bytes: 0 };
+        let mut tree = Tree { nodes: files.iter().map(|path| ((*path).to_owned(), file())).collect(), ..Tree::default() };
         tree.nodes.insert("dir.wasm".to_owned(), Node::Directory);
         tree.nodes.insert("link.wasm".to_owned(), Node::Link { target: "app.wasm".to_owned() });
         tree

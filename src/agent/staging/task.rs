@@ -172,6 +172,8 @@ impl<'a> Task<'a> {
             log: &self.log,
             stop: &self.stop,
         };
+        // Its paths may be many mebibytes, and buildpacks take minutes.
+        drop(package);
         let chosen = build.choose(&setup.selection).instrument(info_span!(target: TARGET, "detect")).await?;
         self.lay_out_cache(&setup, &chosen.origin).await?;
         let built = build.run(&chosen, self.start_command()).instrument(info_span!(target: TARGET, "compile")).await?;

@@ -48,7 +48,7 @@ fn pair(name: &str, value: &str) -> (String, String) {
 
 fn tree(path: &str, byte: u8) -> Tree {
     let file = Node::File { size: 1, executable: false, sha256: [byte; 32] };
-    Tree { nodes: [(path.to_owned(), file)].into(), bytes: 1 }
+    Tree { nodes: [(path.to_owned(), file)].into(), bytes: 1, ..Tree::default() }
 }
 
 #[test]
