@@ -126,8 +126,8 @@ pub struct StagingConfig {
     pub memory: Mib,
     /// The least disk a task reserves.
     pub disk: Mib,
-    /// From the request to the second reply. The stager keeps tighter limits on each step (15 minutes for buildpacks, 5 for each
-    /// upload); this one is for what slips through them.
+    /// From the request to the second reply. The stager keeps tighter limits on each step (15 minutes for buildpacks by default, 5
+    /// for each upload); this one is for what slips through them, and must be longer than what buildpacks have.
     pub time_limit: Duration,
     /// Whether the app is started as soon as its droplet is stored here, as the original did until 2013, instead of when the
     /// Cloud Controller has it and knows.

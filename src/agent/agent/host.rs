@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dewar_core::{CellConfig, ComponentFacts, StagingConfig, Wall};
-use dewar_protocol::{CellId, Mib, Secret, Snapshot};
+use dewar_core::{CellConfig, ComponentFacts, Wall};
+use dewar_protocol::{CellId, Secret, Snapshot};
 use dewar_sandbox::{NetworkConfig, SandboxConfig, Sandboxes};
 use rand::rngs::{StdRng, SysRng};
 use rand::{RngExt as _, SeedableRng as _};
@@ -150,13 +150,7 @@ impl Host {
             url: self.api_url.clone(),
             heartbeats_without_bus: config.hm9000.is_some(),
             health_check_timeout: config.health_check_timeout,
-            staging: StagingConfig {
-                enabled: config.staging.enabled,
-                memory: Mib(config.staging.memory_mib.into()),
-                disk: Mib(config.staging.disk_mib.into()),
-                start_before_upload: config.compat.start_before_upload,
-                ..cell.staging
-            },
+            staging: config.staging.to_cell(config.compat.start_before_upload),
             crash_lifetime: config.crash_lifetime,
             crash_disk: config.crash_disk,
             droplet_budget: config.droplet_budget,

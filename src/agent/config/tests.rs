@@ -342,6 +342,17 @@ fn the_effective_configuration_shows_all_but_secrets() {
 }
 
 #[test]
+fn a_task_has_time_for_its_buildpacks_and_half_an_hour_for_transfers() {
+    for (seconds, limit) in [(900, 2700), (7200, 9000)] {
+        let yaml = format!("{LEAST}staging: {{ enabled: true, max_staging_duration: {seconds} }}\n");
+        let (config, _) = AgentConfig::from_yaml(&yaml).unwrap();
+        let staging = config.staging.to_cell(false);
+        assert_eq!((staging.enabled, staging.memory, staging.disk), (true, Mib(1024), Mib(2048)));
+        assert_eq!(staging.time_limit, Duration::from_secs(limit));
+    }
+}
+
+#[test]
 fn dev_stages_on_loopback_with_the_defaults() {
     let dev = DevAgent {
         base_dir: Path::new("/tmp/dev"),
