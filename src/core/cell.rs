@@ -161,7 +161,7 @@ impl Cell {
             self.on_instance_deadline(now, key, out);
         }
         while let Some(key) = self.tasks.deadlines().due(now.mono) {
-            self.on_task_deadline(key, out);
+            self.on_task_deadline(now, key, out);
         }
         self.on_evacuation_deadline(now, out);
         self.tick(now, out);

@@ -10,7 +10,7 @@
 //! whoever waits for it takes the error of reply 2 as well.
 //!
 //! A task that was asked for over HTTP has no reply 1, and REPORTING before it is gone: while the Cloud Controller is told, which
-//! may take attempts. Being stopped ends that state without another word.
+//! may take attempts. Being stopped ends that state without another word, being out of time as if it had been told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -85,7 +85,9 @@ impl Cell {
         }
     }
 
-    pub(super) fn on_task_deadline(&mut self, key: TaskKey, out: &mut Vec<Effect>) {
+    pub(super) fn on_task_deadline(&mut self, now: Now, key: TaskKey, out: &mut Vec<Effect>) {
+        // A Cloud Controller that is still being told may have the droplet already, and counts on the instance.
+        self.on_staging(now, key, StagingEvent::Reported, out);
         self.cut_short(key, OUT_OF_TIME, out);
     }
 

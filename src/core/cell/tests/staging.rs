@@ -343,6 +343,22 @@ fn over_http_every_end_is_reported_once() {
 }
 
 #[test]
+fn over_http_an_app_is_started_whose_controller_is_slow_to_hear_of_its_droplet() {
+    let mut scene = Scene::new(config());
+    scene.take(by_http(with_start("t1")));
+    scene.take(finished(1));
+    assert_eq!(scene.wake_until(45 * 60 - 1), []);
+    expect![[r#"
+        log of shop/0 Out: Starting app instance (index 0) with guid shop
+        shop/0 (2) BORN → STARTING
+        fetch droplet b… from nowhere
+    "#]]
+    .assert_eq(&shown(&scene.wake_until(45 * 60)));
+    scene.check(reported(1), expect![[""]]);
+    assert_eq!(scene.cell.tasks.len(), 0);
+}
+
+#[test]
 fn over_http_an_agent_that_takes_no_work_says_so() {
     let mut scene = Scene::new(config());
     scene.check(
