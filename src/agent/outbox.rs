@@ -1,5 +1,7 @@
 //! Messages out, in order: between the driver, which never waits, and the bus, whose queue may be full for a moment.
 
+mod held;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,8 +13,10 @@ use dewar_protocol::{Heartbeat, subjects};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::sleep_until;
 use tracing::{debug, error, warn};
 
+use self::held::Held;
 use crate::config::StagingReplyKeys;
 use crate::hm9000::Hm9000;
 use crate::staging_reply;
@@ -58,6 +62,8 @@ struct Outgoing {
     subject: String,
     reply_to: Option<String>,
     payload: Bytes,
+    /// Whether it is never said again, and so waits while there is no bus.
+    once: bool,
 }
 
 impl Outbox {
@@ -89,6 +95,7 @@ impl Outbox {
                 subject: subjects::ROUTER_GREET.to_owned(),
                 reply_to: Some(self.greeting_inbox.clone()),
                 payload: Bytes::from_static(b"{}"),
+                once: false,
             }),
         }
     }
@@ -127,8 +134,8 @@ impl Outbox {
         match answer {
             Answer::Found(found) => self.put(subject, found),
             Answer::Status(status) => self.put(subject, status),
-            Answer::Setup(setup) => self.put(subject, &staging_reply::setup(self.reply_keys, setup)),
-            Answer::Staged(staged) => self.put(subject, &staging_reply::staged(self.reply_keys, staged)),
+            Answer::Setup(setup) => self.put_once(subject, &staging_reply::setup(self.reply_keys, setup)),
+            Answer::Staged(staged) => self.put_once(subject, &staging_reply::staged(self.reply_keys, staged)),
             Answer::Component(component) => self.put(subject, component),
             Answer::Varz(_) | Answer::Files(_) | Answer::Accepted | Answer::Unavailable(_) => {
                 debug!(subject, "answer that is not for the bus")
@@ -142,8 +149,14 @@ impl Outbox {
         }
     }
 
+    fn put_once(&self, subject: &str, reply: &serde_json::Value) {
+        if let Some(payload) = json(subject, reply) {
+            self.send(Outgoing { subject: subject.to_owned(), reply_to: None, payload: payload.into(), once: true });
+        }
+    }
+
     fn send_on(&self, subject: &str, payload: Vec<u8>) {
-        self.send(Outgoing { subject: subject.to_owned(), reply_to: None, payload: payload.into() });
+        self.send(Outgoing { subject: subject.to_owned(), reply_to: None, payload: payload.into(), once: false });
     }
 
     fn send(&self, outgoing: Outgoing) {
@@ -163,20 +176,48 @@ fn json<T: Serialize>(subject: &str, message: &T) -> Option<Vec<u8>> {
 }
 
 async fn send_all(bus: Bus, mut outgoing: mpsc::Receiver<Outgoing>) {
-    while let Some(Outgoing { subject, reply_to, payload }) = outgoing.recv().await {
-        loop {
-            match bus.publish_raw(&subject, reply_to.as_deref(), payload.clone()) {
-                Ok(()) => break,
-                Err(BusError::QueueFull { .. }) => tokio::time::sleep(PAUSE).await,
-                // Everything that peers must know is said again once the bus is back.
-                Err(error @ BusError::Down { .. }) => {
-                    debug!(%error, "message dropped");
-                    break;
+    let mut held = Held::new();
+    loop {
+        let next = tokio::select! {
+            next = outgoing.recv() => next,
+            () = sleep_until(held.next_look()), if !held.is_empty() => {
+                for reply in held.look(bus.is_up()) {
+                    send_or_hold(&bus, reply, &mut held).await;
                 }
-                Err(error) => {
-                    warn!(%error, "message dropped");
-                    break;
-                }
+                continue;
+            }
+        };
+        match next {
+            // No reply overtakes another.
+            Some(reply) if reply.once && !held.is_empty() => held.push(reply),
+            Some(next) => send_or_hold(&bus, next, &mut held).await,
+            None => break,
+        }
+    }
+    // The agent ends: now or never.
+    for reply in held.take() {
+        send_or_hold(&bus, reply, &mut held).await;
+    }
+}
+
+async fn send_or_hold(bus: &Bus, outgoing: Outgoing, held: &mut Held) {
+    let Outgoing { subject, reply_to, payload, once } = &outgoing;
+    loop {
+        match bus.publish_raw(subject, reply_to.as_deref(), payload.clone()) {
+            Ok(()) => break,
+            Err(BusError::QueueFull { .. }) => tokio::time::sleep(PAUSE).await,
+            Err(BusError::Down { .. }) if *once => {
+                debug!(subject, "reply waits for the bus");
+                return held.push(outgoing);
+            }
+            // Everything else that peers must know is said again once the bus is back.
+            Err(error @ BusError::Down { .. }) => {
+                debug!(%error, "message dropped");
+                break;
+            }
+            Err(error) => {
+                warn!(%error, "message dropped");
+                break;
             }
         }
     }

@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use dewar_bus::broker::{Broker, BrokerConfig};
 use dewar_bus::{BusConfig, Subscription};
 use dewar_protocol::{HeartbeatEntry, InstanceState, UnixSeconds};
+use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -24,12 +25,22 @@ fn heartbeat(instances: u32) -> Heartbeat {
     Heartbeat { droplets: (0..instances).map(entry).collect(), dea: "0-a".into() }
 }
 
-/// An outbox on a bus whose server takes little at a time, and who listens to heartbeats there.
-async fn outbox(split_heartbeats: bool) -> (Outbox, Subscription, CancellationToken) {
-    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+/// A server that takes little at a time.
+async fn serve(listen: SocketAddr) -> (SocketAddr, CancellationToken) {
     let broker = Broker::bind(BrokerConfig { listen, max_payload: MAX_PAYLOAD, ..BrokerConfig::default() }).await.unwrap();
     let (address, stop) = (broker.local_addr(), CancellationToken::new());
     tokio::spawn(broker.run(stop.clone()));
+    (address, stop)
+}
+
+/// An outbox on a bus, and who listens to heartbeats there.
+async fn outbox(split_heartbeats: bool) -> (Outbox, Subscription, CancellationToken) {
+    let (address, stop) = serve(SocketAddr::from(([127, 0, 0, 1], 0))).await;
+    let (outbox, heard) = outbox_at(address, split_heartbeats).await;
+    (outbox, heard, stop)
+}
+
+async fn outbox_at(address: SocketAddr, split_heartbeats: bool) -> (Outbox, Subscription) {
     let config = BusConfig { servers: vec![format!("nats://{address}")], ..BusConfig::default() };
     let (bus, _) = Bus::connect(config).await.unwrap();
     bus.wait_up(PATIENCE).await.unwrap();
@@ -38,7 +49,7 @@ async fn outbox(split_heartbeats: bool) -> (Outbox, Subscription, CancellationTo
     let manners = Manners { split_heartbeats, greeting_inbox: "inbox".to_owned(), reply_keys: StagingReplyKeys::Superset, hm9000: None };
     let (outbox, sender) = Outbox::new(bus, manners);
     tokio::spawn(sender);
-    (outbox, heard, stop)
+    (outbox, heard)
 }
 
 async fn next(heard: &mut Subscription) -> Vec<u32> {
@@ -68,5 +79,36 @@ async fn elsewhere_it_goes_whole_or_not_at_all() {
     outbox.publish(&Publication::Heartbeat(heartbeat(100)));
     outbox.publish(&Publication::Heartbeat(heartbeat(3)));
     assert_eq!(next(&mut heard).await, [0, 1, 2]);
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn replies_wait_for_the_bus_in_their_order_and_what_is_said_again_does_not() {
+    let (address, stop) = serve(SocketAddr::from(([127, 0, 0, 1], 0))).await;
+    let (outbox, mut heard) = outbox_at(address, false).await;
+    let mut asker = outbox.bus.subscribe("asker").await.unwrap();
+    stop.cancel();
+    let lost = async {
+        while outbox.bus.is_up() {
+            tokio::time::sleep(PAUSE).await
+        }
+    };
+    timeout(PATIENCE, lost).await.expect("the bus is still up");
+    let setup = json!({ "task_id": "t1", "task_streaming_log_url": null, "detected_buildpack": null, "error": null, "droplet_sha1": null });
+    let mut staged = setup.clone();
+    staged["error"] = json!("no");
+    outbox.publish(&Publication::Heartbeat(heartbeat(1)));
+    outbox.reply("asker", &Answer::Setup(serde_json::from_value(setup).unwrap()));
+    outbox.reply("asker", &Answer::Staged(Box::new(serde_json::from_value(staged).unwrap())));
+    let (_, stop) = serve(address).await;
+    outbox.bus.wait_up(PATIENCE).await.unwrap();
+    outbox.publish(&Publication::Heartbeat(heartbeat(2)));
+    assert_eq!(next(&mut heard).await, [0, 1], "the first heartbeat has had its time");
+    let mut errors = Vec::new();
+    for _ in 0..2 {
+        let reply = timeout(PATIENCE, asker.next()).await.expect("a reply is lost").unwrap();
+        errors.push(serde_json::from_slice::<Value>(&reply.payload).unwrap()["error"].clone());
+    }
+    assert_eq!(errors, [Value::Null, json!("no")]);
     stop.cancel();
 }
