@@ -164,7 +164,9 @@ fn by_name(name: &str, candidates: impl Iterator<Item = Candidate>) -> Result<Ca
     let known = candidates.iter().map(|candidate| candidate.origin.name()).collect::<Vec<_>>().join(", ");
     let named = candidates.into_iter().find(|candidate| candidate.origin.name() == name);
     let known = if known.is_empty() { "none".to_owned() } else { known };
-    named.ok_or_else(|| BuildpackSetupError::Unknown { name: name.chars().take(200).collect(), known })
+    // It may have been meant as a URL, with credentials.
+    let shown = if name.contains("://") || name.contains('@') { without_secrets(name) } else { name.to_owned() };
+    named.ok_or_else(|| BuildpackSetupError::Unknown { name: shown.chars().take(200).collect(), known })
 }
 
 fn looks_like_git(text: &str) -> bool {

@@ -207,6 +207,14 @@ async fn what_cannot_be_chosen_is_an_error_that_helps() {
         assert!(error.contains("buildpacks here are wasm components, and this is a git repository"), "{error}");
         assert!(!error.contains("secret"), "{error}");
     }
+    for (url, shown) in [
+        ("ftp://up:secret@example.net/ruby.zip?secret", "ftp://example.net/ruby.zip?…"),
+        ("https://up:secret@example.net:99999/ruby.zip", "<<uri parse error>>"),
+        ("up:secret@example.net/ruby.zip", "up:…"),
+    ] {
+        let error = choose(Some(url), None, None).await.unwrap_err();
+        assert_eq!(error, format!("buildpack {shown}: there is none of this name; known are one, two, wasm, static"));
+    }
     let error = choose(Some(&server.url("/text")), None, None).await.unwrap_err();
     assert!(error.ends_with("neither a wasm component nor an archive with one in it"), "{error}");
     let error = choose(Some(&server.url("/gone")), None, None).await.unwrap_err();
