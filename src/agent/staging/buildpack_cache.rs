@@ -2,7 +2,8 @@
 //!
 //! Where a Cloud Controller keeps it, it comes and goes as one tar.gz per app with one directory per buildpack. Where none does, it
 //! stays here: `<base>/buildpack_caches/<hash of app and buildpack>/`. A staging takes the directory away and brings it back when it
-//! has succeeded: so two stagings at once never share one, and what a failed one left half-done is never seen again.
+//! has succeeded: so two stagings at once never share one, and what a failed one left half-done is never seen again. One that goes is
+//! renamed first, so that none is ever seen half-deleted.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,13 +17,16 @@ use walkdir::WalkDir;
 
 use super::buildpacks::Origin;
 use crate::digest::hex;
-use crate::removal::remove_tree;
+use crate::removal::remove_left_over;
 
 /// How many caches are kept; the ones that were not used for longest go.
 const MAX_CACHES: usize = 32;
 
 /// Bytes of a cache that is kept.
 const MAX_BYTES: u64 = 256 << 20;
+
+/// How the names of those begin that are being deleted.
+const DELETED: &str = ".deleted.";
 
 /// The directory of a buildpack in the archive that a Cloud Controller keeps.
 pub(super) fn directory_name(buildpack: &Origin) -> String {
@@ -43,8 +47,15 @@ pub(super) struct BuildpackCaches {
 }
 
 impl BuildpackCaches {
+    /// Opens the directory, making it where it is missing, and removes what another process did not get to delete.
     pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if is_deleted(&entry) {
+                remove_left_over(&entry.path());
+            }
+        }
         Ok(Self { dir, max_caches: MAX_CACHES, max_bytes: MAX_BYTES })
     }
 
@@ -79,9 +90,18 @@ impl BuildpackCaches {
         }
         File::open(from)?.set_modified(SystemTime::now())?;
         let place = self.place(app, buildpack);
-        match remove_tree(&place) {
+        self.remove(&place)?;
+        fs::rename(from, &place)
+    }
+
+    /// Removes a cache, which need not be there.
+    fn remove(&self, cache: &Path) -> io::Result<()> {
+        let deleted = tempfile::Builder::new().prefix(DELETED).tempdir_in(&self.dir)?.keep();
+        let moved = fs::rename(cache, &deleted);
+        remove_left_over(&deleted);
+        match moved {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => fs::rename(from, &place),
+            _ => Ok(()),
         }
     }
 
@@ -90,17 +110,14 @@ impl BuildpackCaches {
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             // Another staging may be taking it away at this moment.
-            if let Ok(metadata) = entry.metadata() {
+            if let (Ok(metadata), false) = (entry.metadata(), is_deleted(&entry)) {
                 caches.push((metadata.modified()?, entry.path()));
             }
         }
         let surplus = caches.len().saturating_sub(self.max_caches);
         caches.sort();
         for (_, path) in caches.iter().take(surplus) {
-            match remove_tree(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            self.remove(path)?;
         }
         Ok(())
     }
@@ -108,6 +125,10 @@ impl BuildpackCaches {
     fn place(&self, app: &AppId, buildpack: &Origin) -> PathBuf {
         self.dir.join(hex(&Sha256::digest(format!("{} {app}", directory_name(buildpack)))))
     }
+}
+
+fn is_deleted(entry: &fs::DirEntry) -> bool {
+    entry.file_name().to_str().is_some_and(|name| name.starts_with(DELETED))
 }
 
 #[cfg(test)]

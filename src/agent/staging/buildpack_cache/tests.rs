@@ -43,6 +43,40 @@ fn a_cache_comes_back_to_its_app_and_buildpack_only() {
 }
 
 #[test]
+fn no_cache_is_seen_half_deleted() {
+    const FILES: usize = 2000;
+    let dir = tempfile::tempdir().unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let caches = BuildpackCaches { dir: dir.path().to_owned(), max_caches: 0, max_bytes: 1 << 20 };
+    let cache = caches.place(&AppId::from("app"), &WASM);
+    for round in 0..3 {
+        fs::create_dir(&cache).unwrap();
+        (0..FILES).for_each(|file| fs::write(cache.join(file.to_string()), "").unwrap());
+        let into = work.path().join(round.to_string());
+        std::thread::scope(|scope| {
+            let trimming = scope.spawn(|| caches.trim());
+            while fs::read_dir(&cache).is_ok_and(|files| files.count() == FILES) {}
+            caches.take(&AppId::from("app"), &WASM, &into).unwrap();
+            assert_eq!(content(&into).len(), 0, "round {round}");
+            trimming.join().unwrap().unwrap();
+        });
+        assert!(content(dir.path()).is_empty());
+    }
+}
+
+#[test]
+fn what_a_killed_process_did_not_get_to_delete_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join(".deleted.1/deep/er")).unwrap();
+    fs::create_dir_all(dir.path().join("cache")).unwrap();
+    let caches = BuildpackCaches { dir: dir.path().to_owned(), max_caches: 1, max_bytes: 1 << 20 };
+    caches.trim().unwrap();
+    assert_eq!(content(dir.path()), [".deleted.1", "cache"], "what is being deleted takes no cache's place");
+    BuildpackCaches::open(dir.path().to_owned()).unwrap();
+    assert_eq!(content(dir.path()), ["cache"]);
+}
+
+#[test]
 fn caches_are_bounded_in_size_and_number() {
     let dir = tempfile::tempdir().unwrap();
     let work = tempfile::tempdir().unwrap();
