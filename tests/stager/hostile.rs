@@ -60,6 +60,15 @@ pub(crate) async fn buildpacks_that_fail() {
         assert!(texts.iter().all(|text| error.message.contains(text)), "{orders} {}", error.message);
         assert_eq!(error.info.unwrap().kind, kind, "{orders}");
     }
+    for step in ["compile", "release"] {
+        let (error, log) = world.failed(&world.driven(&format!("{step}: refuse {}\n", "ü".repeat(400_000)))).await;
+        assert!((16_000..17_000).contains(&error.message.len()), "{} bytes", error.message.len());
+        assert_eq!(error.info.unwrap().message, error.message);
+        assert!(log.lines().iter().all(|line| line.len() < 20_000));
+    }
+    let (error, _) = world.failed(&world.driven(&format!("release: process web {}\n", "x".repeat(40_000)))).await;
+    assert!(error.message.starts_with("The droplet is of no use: its staging_info.yml "), "{}", error.message);
+    assert_eq!(error.info.unwrap().kind, StagingFailure::StagingError);
     assert_eq!(world.posted("/droplet"), Vec::<Vec<u8>>::new(), "what failed is not uploaded");
     let mut message = world.driven("");
     world.serve("/no-buildpack", guest("tests/command-driver"));

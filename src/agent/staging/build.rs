@@ -15,8 +15,8 @@ use tracing::info;
 
 use super::buildpacks::{Candidate, Origin, Selection};
 use super::droplet::pack_droplet;
-use super::failure::Failure;
-use super::info::{StagingInfo, read_procfile};
+use super::failure::{Failure, cut};
+use super::info::{MAX_BYTES, StagingInfo, read_procfile};
 use super::loaded::LoadedBuildpacks;
 use super::workspace::Workspace;
 use crate::blocking;
@@ -131,7 +131,7 @@ impl Build<'_> {
     /// What the buildpack calls the app. One that fails is not for it; the developer learns why.
     async fn detect(&self, buildpack: &Buildpack) -> Result<Option<String>, Failure> {
         match buildpack.detect(self.step(self.remaining()?.min(DETECT_LIMIT))).await {
-            Ok(detected) => Ok(detected.map(|name| name.trim().to_owned())),
+            Ok(detected) => Ok(detected.map(|name| cut(name.trim()))),
             Err(BuildpackError::Cancelled) => Err(Failure::Stopped),
             Err(BuildpackError::Setup(cause)) => Err(Failure::Agent(format!("set up the buildpack: {cause}"))),
             Err(error) => {
@@ -200,6 +200,9 @@ impl Build<'_> {
         let (workspace, stop) = (Arc::clone(&self.workspace), self.stop.clone());
         blocking::run(move || {
             let yaml = info.to_yaml().map_err(|error| Failure::Agent(format!("write staging_info.yml: {error}")))?;
+            if yaml.len() as u64 > MAX_BYTES {
+                return Err(Failure::LongInfo(yaml.len()));
+            }
             let archive = workspace.droplet_archive();
             pack_droplet(&workspace.droplet(), yaml.as_bytes(), &archive, &stop)?;
             Ok(Built { archive, info, buildpack_key })

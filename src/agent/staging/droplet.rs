@@ -2,12 +2,15 @@
 //!
 //! A gzip-compressed tar, entries in the order of their names, owner and time zero, two permissions (executable or not), and no name
 //! or time in the compression's header. So the same files give the same bytes, and the same digest.
+//!
+//! What could not be unpacked again is not packed: who stages learns of it, not who starts.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use dewar_protocol::Bytes;
 use flate2::write::GzEncoder;
 use flate2::{Compression, GzBuilder};
 use rustix::fs::OFlags;
@@ -15,7 +18,8 @@ use tar::{EntryType, Header};
 use tokio_util::sync::CancellationToken;
 use walkdir::WalkDir;
 
-use crate::tree::safe_target;
+use crate::archive::most_unpacked;
+use crate::tree::{MAX_PATHS, Refusal, clean, safe_target};
 
 /// Twice as fast as the default, and a twentieth larger.
 const COMPRESSION: u32 = 4;
@@ -32,6 +36,12 @@ pub(crate) enum PackError {
     LinkEscapes { path: String },
     #[error("pack {path:?}: it is neither file nor directory nor link")]
     Special { path: String },
+    #[error("pack {path:?}: {why}")]
+    Refused { path: String, why: Refusal },
+    #[error("pack more than {MAX_PATHS} bytes of paths")]
+    TooManyPaths,
+    #[error("pack {bytes} bytes, for they make an archive of {size}, which looks like a bomb")]
+    Bomb { bytes: u64, size: u64 },
     #[error("write the archive: {0}")]
     Write(#[source] io::Error),
     #[error("go on: cancelled")]
@@ -43,7 +53,7 @@ pub(crate) enum PackError {
 /// # Errors
 /// See [`PackError`].
 pub(crate) fn pack_droplet(from: &Path, info: &[u8], archive: &Path, stop: &CancellationToken) -> Result<(), PackError> {
-    let mut packer = Packer::create(archive, stop.clone())?;
+    let mut packer = Packer::create(archive, stop)?;
     packer.tree("app", &from.join("app"))?;
     packer.file("droplet.wasm", &from.join("droplet.wasm"))?;
     packer.directory("logs")?;
@@ -57,7 +67,7 @@ pub(crate) fn pack_droplet(from: &Path, info: &[u8], archive: &Path, stop: &Canc
 /// # Errors
 /// See [`PackError`].
 pub(crate) fn pack_tree(name: &str, from: &Path, archive: &Path, stop: &CancellationToken) -> Result<(), PackError> {
-    let mut packer = Packer::create(archive, stop.clone())?;
+    let mut packer = Packer::create(archive, stop)?;
     packer.tree(name, from)?;
     packer.finish()
 }
@@ -65,13 +75,17 @@ pub(crate) fn pack_tree(name: &str, from: &Path, archive: &Path, stop: &Cancella
 struct Packer {
     tar: tar::Builder<GzEncoder<BufWriter<File>>>,
     stop: CancellationToken,
+    /// Bytes of all files.
+    bytes: u64,
+    /// Bytes of all paths and of all targets of links.
+    paths: u64,
 }
 
 impl Packer {
-    fn create(archive: &Path, stop: CancellationToken) -> Result<Self, PackError> {
+    fn create(archive: &Path, stop: &CancellationToken) -> Result<Self, PackError> {
         let file = File::create(archive).map_err(PackError::Write)?;
         let gzip = GzBuilder::new().mtime(0).operating_system(GZIP_SYSTEM).write(BufWriter::new(file), Compression::new(COMPRESSION));
-        Ok(Self { tar: tar::Builder::new(gzip), stop })
+        Ok(Self { tar: tar::Builder::new(gzip), stop: stop.clone(), bytes: 0, paths: 0 })
     }
 
     /// Everything below a directory, which need not be there.
@@ -127,16 +141,27 @@ impl Packer {
         use std::os::unix::ffi::OsStrExt as _;
         let target = std::fs::read_link(from).map_err(|source| PackError::Read { path: path.to_owned(), source })?;
         safe_target(depth, target.as_os_str().as_bytes()).map_err(|_| PackError::LinkEscapes { path: path.to_owned() })?;
+        let name = self.name(path)?;
+        self.paths += target.as_os_str().len() as u64;
         let mut header = header(EntryType::Symlink, 0o777, 0);
-        self.tar.append_link(&mut header, format!("./{path}"), target).map_err(PackError::Write)
+        self.tar.append_link(&mut header, name, target).map_err(PackError::Write)
+    }
+
+    /// A path as it stands in the archive.
+    fn name(&mut self, path: &str) -> Result<String, PackError> {
+        let name = format!("./{path}");
+        let unpacked = clean(name.as_bytes()).map_err(|why| PackError::Refused { path: path.to_owned(), why })?;
+        self.paths += unpacked.len() as u64;
+        if self.paths > MAX_PATHS { Err(PackError::TooManyPaths) } else { Ok(name) }
     }
 
     fn append(&mut self, path: &str, kind: EntryType, mode: u32, size: u64, content: &mut dyn Read) -> Result<(), PackError> {
         if self.stop.is_cancelled() {
             return Err(PackError::Cancelled);
         }
+        let name = self.name(path)?;
+        self.bytes += size;
         let mut header = header(kind, mode, size);
-        let name = format!("./{path}");
         let slot = header.as_gnu_mut().map(|gnu| &mut gnu.name);
         // The library would drop the `./` that the original's droplets have; it takes long names as they are.
         match slot.filter(|slot| name.len() <= slot.len()) {
@@ -151,8 +176,10 @@ impl Packer {
 
     fn finish(self) -> Result<(), PackError> {
         let gzip = self.tar.into_inner().map_err(PackError::Write)?;
-        let mut file = gzip.finish().map_err(PackError::Write)?;
-        file.flush().map_err(PackError::Write)
+        let file = gzip.finish().map_err(PackError::Write)?;
+        let file = file.into_inner().map_err(|error| PackError::Write(error.into_error()))?;
+        let size = file.metadata().map_err(PackError::Write)?.len();
+        if self.bytes > most_unpacked(Bytes(size)).0 { Err(PackError::Bomb { bytes: self.bytes, size }) } else { Ok(()) }
     }
 }
 

@@ -6,7 +6,7 @@ use dewar_sandbox::{BuildpackError, InvalidEgressRule, ProgramError};
 
 use super::buildpacks::BuildpackSetupError;
 use super::droplet::PackError;
-use super::info::InvalidProcfile;
+use super::info::{InvalidProcfile, MAX_BYTES};
 use super::upload::UploadError;
 use crate::archive::UnpackError;
 use crate::droplet_store::StoreError;
@@ -44,6 +44,10 @@ pub(super) enum Failure {
     Buildpack { name: String, source: ProgramError },
     #[error("Staging in container timed out")]
     TimedOut,
+    #[error("The droplet is of no use: its staging_info.yml (process types above all) has {0} bytes, and may have {MAX_BYTES}")]
+    LongInfo(usize),
+    #[error("The droplet is of no use: failed to {0}")]
+    Droplet(#[source] PackError),
     #[error("Error staging: failed to {0}")]
     Pack(#[source] PackError),
     #[error("Error staging: failed to {0}")]
@@ -92,7 +96,7 @@ impl Failure {
             Self::Package(_) | Self::Procfile(_) | Self::NoComponent | Self::Component(_) | Self::WrongWorld { .. } => {
                 Some(StagingFailure::StagingError)
             }
-            Self::Buildpack { .. } => Some(StagingFailure::StagingError),
+            Self::Buildpack { .. } | Self::LongInfo(_) | Self::Droplet(_) => Some(StagingFailure::StagingError),
             Self::UnknownStack(_) | Self::Egress(_) | Self::Buildpacks(_) | Self::Download(_) | Self::TimedOut => None,
             Self::Pack(_)
             | Self::Store(_)
@@ -105,9 +109,17 @@ impl Failure {
     }
 }
 
+/// Bytes of the text of a failure. A reply has it twice, and has to fit into a message of a mebibyte when each byte is escaped.
+const MAX_TEXT: usize = 16 << 10;
+
+/// What a buildpack says, cut to what can be told.
+pub(super) fn cut(text: &str) -> String {
+    if text.len() <= MAX_TEXT { text.to_owned() } else { format!("{}…", &text[..text.floor_char_boundary(MAX_TEXT)]) }
+}
+
 impl From<Failure> for StagingError {
     fn from(failure: Failure) -> Self {
-        let message = failure.to_string();
+        let message = cut(&failure.to_string());
         let info = failure.kind().map(|kind| ErrorInfo { kind, message: message.clone() });
         Self { message, info }
     }
@@ -131,7 +143,11 @@ impl From<BuildpackSetupError> for Failure {
 
 impl From<PackError> for Failure {
     fn from(error: PackError) -> Self {
-        if matches!(error, PackError::Cancelled) { Self::Stopped } else { Self::Pack(error) }
+        match error {
+            PackError::Cancelled => Self::Stopped,
+            PackError::Read { .. } | PackError::Write(_) => Self::Pack(error),
+            _ => Self::Droplet(error),
+        }
     }
 }
 

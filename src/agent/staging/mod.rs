@@ -151,8 +151,8 @@ impl Stager {
         task.clean_up().await;
         outcome
             .map_err(|failure| {
-                warn!(cause = %failure, during_setup, "staging failed");
                 let error = StagingError::from(failure);
+                warn!(cause = error.message, during_setup, "staging failed");
                 log.line(LogStream::Err, &format!("Staging failed: {}", error.message));
                 StagingFailed { during_setup, error }
             })

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use dewar_protocol::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::{pack_droplet, pack_tree};
+use super::{Packer, pack_droplet, pack_tree};
 use crate::archive::unpack;
 use crate::tree::{Node, Tree, TreeLimits};
 
@@ -127,6 +127,34 @@ fn links_that_lead_out_and_special_files_are_refused() {
     fs::create_dir(from.path().join("app")).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(from.path().join("app/socket")).unwrap();
     assert_eq!(pack(from.path()).unwrap_err(), "pack \"app/socket\": it is neither file nor directory nor link");
+}
+
+#[test]
+fn what_could_not_be_unpacked_is_not_packed() {
+    let deep = format!("{}f", "d/".repeat(63));
+    for (name, why) in [("a\\b", "its name contains a backslash"), (&deep, "it is deeper than 64 directories")] {
+        let from = tempfile::tempdir().unwrap();
+        write(from.path(), "droplet.wasm", b"\0asm");
+        write(from.path(), &format!("app/{name}"), b"");
+        assert_eq!(pack(from.path()).unwrap_err(), format!("pack {:?}: {why}", format!("app/{name}")));
+    }
+    let from = tempfile::tempdir().unwrap();
+    write(from.path(), "droplet.wasm", b"\0asm");
+    write(from.path(), "app/zeros", b"");
+    let zeros = fs::File::options().write(true).open(from.path().join("app/zeros")).unwrap();
+    zeros.set_len(20 << 20).unwrap();
+    pack(from.path()).unwrap();
+    zeros.set_len(64 << 20).unwrap();
+    assert!(pack(from.path()).is_err_and(|error| error.ends_with(", which looks like a bomb")));
+}
+
+#[test]
+fn all_paths_together_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut packer = Packer::create(&dir.path().join("archive"), &CancellationToken::new()).unwrap();
+    let long = format!("{}f", "directory/".repeat(50));
+    let refused = (0..100_000).find_map(|number| packer.name(&format!("{number}/{long}")).err());
+    assert_eq!(refused.unwrap().to_string(), "pack more than 33554432 bytes of paths");
 }
 
 #[test]
