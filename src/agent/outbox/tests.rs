@@ -7,9 +7,13 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::free_port::free_port;
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+#[path = "../../../tests/free_port.rs"]
+mod free_port;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 const MAX_PAYLOAD: usize = 4096;
 
 fn heartbeat(instances: u32) -> Heartbeat {
@@ -35,7 +39,7 @@ async fn serve(listen: SocketAddr) -> (SocketAddr, CancellationToken) {
 
 /// An outbox on a bus, and who listens to heartbeats there.
 async fn outbox(split_heartbeats: bool) -> (Outbox, Subscription, CancellationToken) {
-    let (address, stop) = serve(SocketAddr::from(([127, 0, 0, 1], 0))).await;
+    let (address, stop) = serve(SocketAddr::from(([127, 0, 0, 1], free_port()))).await;
     let (outbox, heard) = outbox_at(address, split_heartbeats).await;
     (outbox, heard, stop)
 }
@@ -84,7 +88,7 @@ async fn elsewhere_it_goes_whole_or_not_at_all() {
 
 #[tokio::test]
 async fn replies_wait_for_the_bus_in_their_order_and_what_is_said_again_does_not() {
-    let (address, stop) = serve(SocketAddr::from(([127, 0, 0, 1], 0))).await;
+    let (address, stop) = serve(SocketAddr::from(([127, 0, 0, 1], free_port()))).await;
     let (outbox, mut heard) = outbox_at(address, false).await;
     let mut asker = outbox.bus.subscribe("asker").await.unwrap();
     stop.cancel();
