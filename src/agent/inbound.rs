@@ -14,6 +14,10 @@ use crate::AgentConfig;
 /// Bytes of the largest message that is read, NATS' own default; a larger one is malformed.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
+/// Arrays and objects of a message that may be open at a time; a deeper one is malformed. A few levels less than the 127 that are
+/// read, because a message is saved within a snapshot, which must be read again.
+pub(crate) const MAX_NESTING: usize = 100;
+
 /// What a subscription is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Topic {
@@ -119,7 +123,7 @@ pub(crate) fn interests(config: &AgentConfig, cell: &CellId, greeting_inbox: &st
 /// What a message asks for. Where no data is needed the payload is not even looked at.
 ///
 /// # Errors
-/// When the payload is larger than [`MAX_MESSAGE_BYTES`], no JSON, or lacks or mistypes a field.
+/// When the payload is larger than [`MAX_MESSAGE_BYTES`], deeper than [`MAX_NESTING`], no JSON, or lacks or mistypes a field.
 pub(crate) fn decode(topic: Topic, payload: &[u8]) -> Result<Inbound, Malformed> {
     if payload.len() > MAX_MESSAGE_BYTES {
         let cause = format!("{} bytes, more than the {MAX_MESSAGE_BYTES} that are read", payload.len());
@@ -154,6 +158,36 @@ fn router_start(payload: &[u8]) -> Result<RouterStart, Malformed> {
 /// # Errors
 /// As [`decode`]; the text shows no value.
 pub(crate) fn json<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Malformed> {
+    if nesting(payload) > MAX_NESTING {
+        return Err(Malformed { field: String::new(), cause: format!("nested deeper than the {MAX_NESTING} levels that are read") });
+    }
+    own_json(payload)
+}
+
+/// How many arrays and objects of a JSON text are open at a time.
+fn nesting(text: &[u8]) -> usize {
+    let (mut open, mut most, mut in_string, mut escaped) = (0_usize, 0, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                open += 1;
+                most = most.max(open);
+            }
+            b']' | b'}' if !in_string => open = open.saturating_sub(1),
+            _ => {}
+        }
+    }
+    most
+}
+
+/// What an agent has written itself, messages within it.
+///
+/// # Errors
+/// As [`json`], but for a nesting up to that of the library.
+pub(crate) fn own_json<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Malformed> {
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

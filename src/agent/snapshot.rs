@@ -83,13 +83,13 @@ fn read(path: &Path) -> Result<Snapshot, Refused> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Refused::TooLarge);
     }
-    let head: Head = inbound::json(&bytes).map_err(Refused::Malformed)?;
+    let head: Head = inbound::own_json(&bytes).map_err(Refused::Malformed)?;
     match head.version {
         None => return Err(Refused::Foreign),
         Some(version) if version > SNAPSHOT_VERSION => return Err(Refused::Future(version)),
         Some(_) => {}
     }
-    let snapshot: Snapshot = inbound::json(&bytes).map_err(Refused::Malformed)?;
+    let snapshot: Snapshot = inbound::own_json(&bytes).map_err(Refused::Malformed)?;
     check_names(&snapshot)?;
     Ok(snapshot)
 }

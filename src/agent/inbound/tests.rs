@@ -103,6 +103,17 @@ fn what_is_no_json_or_too_much_is_told_as_such() {
 }
 
 #[test]
+fn levels_are_counted_where_they_are_levels() {
+    for (text, levels) in
+        [("7", 0), ("{}", 1), (r#"{"a": [[], {"b": []}], "c": {}}"#, 4), (r#"["[[[{{", "\"[[", "\\", []]"#, 2), ("]]}[", 1)]
+    {
+        assert_eq!(nesting(text.as_bytes()), levels, "{text}");
+    }
+    let many = format!(r#"{{"droplet": "7", "uris": [{}"#, "[],".repeat(1000)) + "[]]}";
+    assert_eq!(complaint(Topic::Update, &many), "`uris[0]`: not a string", "many are not deep");
+}
+
+#[test]
 fn an_agent_listens_to_what_its_configuration_says() {
     let subjects = |yaml: &str| -> BTreeSet<String> {
         let (config, _) = AgentConfig::from_yaml(&format!("base_dir: /tmp/agent\nnats_uri: nats://localhost\n{yaml}")).unwrap();

@@ -1,13 +1,14 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use dewar_core::{Capacity, Cell, CellConfig, ComponentFacts, Effect, Mono, Now, Request, Wall};
+use dewar_core::{Capacity, Cell, CellConfig, ComponentFacts, Effect, Mono, Now, ReplyTo, Request, Wall};
 use dewar_protocol::Mib;
 use rand::SeedableRng as _;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::base_dir::BaseDir;
+use crate::inbound::{Inbound, MAX_NESTING, Malformed, Topic, decode};
 
 const ID: &str = "3c9a7e5f1b2d4860a1c3e5f708192a3b";
 
@@ -21,16 +22,30 @@ fn start() -> Value {
         "services": [], "env": ["PASSWORD=sesame"]})
 }
 
+fn request(topic: Topic, message: &Value) -> Result<Request, Malformed> {
+    match decode(topic, message.to_string().as_bytes())? {
+        Inbound::Cell(request) => Ok(request),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// What a cell wants saved that has one instance.
 fn image() -> Box<SnapshotImage> {
+    image_after([request(Topic::Start, &start()).unwrap()])
+}
+
+/// What a cell wants saved that was asked for this.
+fn image_after<const N: usize>(requests: [Request; N]) -> Box<SnapshotImage> {
     let component = ComponentFacts { host: String::new(), credentials: dewar_protocol::Secret::default(), start: String::new() };
     let mut config = CellConfig::new("cell".into(), "10.0.0.1".to_owned(), component);
     config.capacity = Capacity { memory: Mib(1000), disk: Mib(1000) };
+    (config.staging.memory, config.staging.disk) = (Mib(100), Mib(100));
     let mut cell = Cell::new(config, rand::rngs::StdRng::seed_from_u64(1));
     let loaded = cell.resume(now(), None);
     assert!(matches!(loaded[..], [Effect::SaveSnapshot(_)]), "once, when the load is complete: {loaded:?}");
-    let start = serde_json::from_value(start()).unwrap();
-    cell.handle(now(), Input::Request(Request::StartInstance(Box::new(start)), None));
+    for request in requests {
+        cell.handle(now(), Input::Request(request, Some(ReplyTo("asker".into()))));
+    }
     cell.handle(now(), Input::SnapshotSaved { ok: true });
     let later = Now { mono: Mono(Duration::from_secs(2)), ..now() };
     let saved = cell.handle(later, Input::Wake).into_iter().find_map(|effect| match effect {
@@ -67,6 +82,34 @@ fn what_is_written_is_loaded_and_private() {
     assert_eq!(instance.start_message, serde_json::from_value(start()).unwrap());
     assert_eq!(instance.warden_container_path, Some(base.paths().instance(&instance.warden_handle).display().to_string()));
     assert!(!format!("{loaded:?}").contains("sesame"), "nothing secret is shown");
+}
+
+/// A start and a staging message that are so deep, by what a developer may write into a service's credentials.
+fn nested(levels: usize) -> [(Topic, Value); 2] {
+    let with = |mut message: Value, outer: usize| {
+        let deep = (outer..levels).fold(json!("deep"), |inner, _| json!([inner]));
+        let services = json!([{"name": "db", "label": "user-provided", "credentials": deep}]);
+        let at = if outer == 3 { &mut message } else { &mut message["properties"] };
+        at["services"] = services;
+        message
+    };
+    let staging = json!({"app_id": "shop", "task_id": "t1", "properties": {}, "download_uri": "http://cc/a", "upload_uri": "http://cc/b"});
+    [(Topic::Start, with(start(), 3)), (Topic::Stage, with(staging, 4))]
+}
+
+#[test]
+fn the_deepest_messages_that_are_taken_are_loaded_again() {
+    let (_dir, base) = directory();
+    let image = image_after(nested(MAX_NESTING).map(|(topic, message)| request(topic, &message).unwrap()));
+    write(base.paths(), &image).unwrap();
+    let loaded = load(base.paths()).expect("what was written is read");
+    assert_eq!((loaded.instances.len(), loaded.staging_tasks.len()), (1, 1));
+    for levels in [MAX_NESTING + 1, 127, 128] {
+        for (topic, message) in nested(levels) {
+            let refused = request(topic, &message).unwrap_err().to_string();
+            assert_eq!(refused, "nested deeper than the 100 levels that are read");
+        }
+    }
 }
 
 #[test]
