@@ -202,6 +202,11 @@ impl Instance {
         self.state == State::Running
     }
 
+    /// Whether routers may have routes to it: they may still have those of what is about to run again.
+    pub(crate) fn may_be_routed(&self) -> bool {
+        matches!(self.state, State::Running | State::Starting { resumed: true, .. })
+    }
+
     pub(crate) fn deadline(&self) -> Option<Mono> {
         self.state.deadline()
     }

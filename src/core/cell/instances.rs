@@ -87,9 +87,7 @@ impl Cell {
     /// Whether anything has changed. What has ended, or is about to, is left as it was.
     fn update_instance(&mut self, key: InstanceKey, update: &Update, out: &mut Vec<Effect>) -> bool {
         let Some(instance) = self.registry.get(key) else { return false };
-        let (is_routed, mut changed) = (instance.is_routed(), false);
-        // Routers may still have the routes of what is about to run again.
-        let was_routed = is_routed || instance.state() == InstanceState::Resuming;
+        let (is_routed, may_be_routed, mut changed) = (instance.is_routed(), instance.may_be_routed(), false);
         match instance.state() {
             InstanceState::Born
             | InstanceState::Starting
@@ -105,7 +103,7 @@ impl Cell {
             if is_routed {
                 self.register(key, added, out);
             }
-            if was_routed {
+            if may_be_routed {
                 self.unregister(key, removed, out);
             }
         }

@@ -253,6 +253,11 @@ fn a_stop_and_an_update_find_what_is_resuming() {
         dea.heartbeat shop/0 v1 RUNNING since 1
     "#]]
     .assert_eq(&without_save(&effects));
+    let mut evacuated = resuming();
+    evacuated.take(Input::Signal(Signal::Evacuate));
+    let effects =
+        shown(&evacuated.take(request(Request::UpdateApp(serde_json::from_str(r#"{"droplet":"shop","uris":["other"]}"#).unwrap()))));
+    assert!(effects.starts_with("router.unregister shop.example.net → 10.0.16.23:61001 of shop by dea-2\n"), "{effects}");
     let effects = scene.take(stop(r#"{"droplet":"shop"}"#));
     expect![[r#"
         shop/0 (1) RESUMING → STOPPING
