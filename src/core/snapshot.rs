@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use dewar_protocol::{
     Environment, InstanceId, InstanceState, SNAPSHOT_VERSION, Secret, Service, Snapshot, SnapshotInstance, SnapshotTask, StagingMessage,
-    StartMessage,
+    StagingReply, StartMessage,
 };
 
 use crate::Wall;
@@ -46,6 +46,8 @@ pub struct InstanceImage {
 pub struct TaskImage {
     pub(crate) message: Arc<StagingMessage>,
     pub(crate) requester: Requester,
+    /// What the Cloud Controller is being told.
+    pub(crate) reply: Option<StagingReply>,
 }
 
 impl SnapshotImage {
@@ -108,6 +110,7 @@ impl TaskImage {
             syslog_drain_urls: drains(&self.message.properties.services),
             by_http: self.requester == Requester::Http,
             reply_to,
+            reply: self.reply.clone(),
         }
     }
 }

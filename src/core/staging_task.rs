@@ -54,14 +54,14 @@ pub(crate) enum StartWhen {
 }
 
 /// How far a task has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum TaskState {
     /// Package and buildpacks are being fetched.
     SettingUp,
     /// Buildpacks run, or the droplet is being uploaded.
     Staging,
-    /// The Cloud Controller is being told of this droplet, or that there is none.
-    Reporting(Option<DropletSha1>),
+    /// The Cloud Controller is being told this.
+    Reporting(Box<StagingReply>),
 }
 
 /// What an event leads to, in this order.
@@ -101,11 +101,24 @@ impl StagingTask {
                 let setup = self.setup_reply(None);
                 TaskStep { setup, ..self.ended(outcome) }
             }
-            StagingEvent::Reported => match self.state.clone() {
-                TaskState::Reporting(droplet) => TaskStep { is_over: true, start: self.to_start(droplet), ..TaskStep::default() },
-                TaskState::SettingUp | TaskState::Staging => TaskStep::default(),
+            StagingEvent::Reported => match self.reply() {
+                Some(_) => TaskStep { is_over: true, start: self.to_start(self.droplet().cloned()), ..TaskStep::default() },
+                None => TaskStep::default(),
             },
         }
+    }
+
+    /// Reply 2, while the Cloud Controller is being told it.
+    pub(crate) fn reply(&self) -> Option<&StagingReply> {
+        match &self.state {
+            TaskState::Reporting(reply) => Some(reply),
+            TaskState::SettingUp | TaskState::Staging => None,
+        }
+    }
+
+    /// The droplet that the Cloud Controller is being told of.
+    pub(crate) fn droplet(&self) -> Option<&DropletSha1> {
+        self.reply()?.droplet_sha1.as_ref()
     }
 
     /// Reply 2 of a task that is not left to end by itself; `None` where it has been given.
@@ -132,15 +145,15 @@ impl StagingTask {
             return TaskStep::default();
         }
         let droplet = outcome.as_ref().ok().map(|droplet| droplet.sha1.clone());
-        let reply = Some(Box::new(match outcome {
+        let reply = Box::new(match outcome {
             Ok(droplet) => staged(&self.message, *droplet),
             Err(error) => StagingReply { error_info: error.info, ..refusal(&self.message, error.message) },
-        }));
+        });
         match self.requester {
-            Requester::Bus(_) => TaskStep { reply, is_over: true, start: self.to_start(droplet), ..TaskStep::default() },
+            Requester::Bus(_) => TaskStep { reply: Some(reply), is_over: true, start: self.to_start(droplet), ..TaskStep::default() },
             Requester::Http => {
-                self.state = TaskState::Reporting(droplet);
-                TaskStep { reply, ..TaskStep::default() }
+                self.state = TaskState::Reporting(reply.clone());
+                TaskStep { reply: Some(reply), ..TaskStep::default() }
             }
         }
     }

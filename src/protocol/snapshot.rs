@@ -12,7 +12,9 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{AppId, DropletSha1, InstanceId, InstanceState, Limits, Secret, Service, StagingMessage, StartMessage, UnixSeconds};
+use crate::{
+    AppId, DropletSha1, InstanceId, InstanceState, Limits, Secret, Service, StagingMessage, StagingReply, StartMessage, UnixSeconds,
+};
 
 /// The version of [`Snapshot`] that is written. It goes up when a process that knows only the one before could not resume from it.
 pub const SNAPSHOT_VERSION: u32 = 1;
@@ -104,6 +106,9 @@ pub struct SnapshotTask {
     pub by_http: bool,
     /// Who waits for the second reply otherwise, as the agent names it; null: nobody.
     pub reply_to: Option<String>,
+    /// What a Cloud Controller is being told over HTTP, and may have been told already; absent before the end of the staging.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<StagingReply>,
 }
 
 /// Variables in their order, an object in JSON. Of several with the same name all are kept: the last counts, but those between may

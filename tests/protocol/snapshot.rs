@@ -2,7 +2,7 @@
 
 use dewar_protocol::{
     AppId, DropletSha1, EgressRule, Environment, InstanceId, InstanceState, Limits, Mib, SNAPSHOT_VERSION, Secret, Service, Snapshot,
-    SnapshotInstance, SnapshotTask, StagingMessage, StagingProperties, StartMessage, TaskId, UnixSeconds,
+    SnapshotInstance, SnapshotTask, StagingMessage, StagingProperties, StagingReply, StartMessage, TaskId, UnixSeconds,
 };
 use serde_json::json;
 
@@ -113,6 +113,7 @@ fn task() -> SnapshotTask {
         syslog_drain_urls: vec![],
         by_http: false,
         reply_to: Some("bus/inbox.staging".to_owned()),
+        reply: None,
     }
 }
 
@@ -183,4 +184,17 @@ fn what_must_be_there() {
         (r#"{"version":1,"time":1.5,"instances":[],"staging_tasks":[{}]}"#, "staging_tasks[0]: missing field"),
     ];
     refused::<Snapshot>("§8", &cases);
+}
+
+#[test]
+fn a_reply_is_saved_as_it_is_told() {
+    let text = r#"{"task_id":"b5d3","task_streaming_log_url":null,"detected_buildpack":"wasm","buildpack_key":null,
+        "droplet_sha1":"2fd4e1c67a2d28fced849ee1bb76e7391b93eb12","detected_start_command":"run","procfile":{"web":"run"},
+        "app_id":"9a8b","error":null}"#;
+    let reply: StagingReply = serde_json::from_str(text).unwrap();
+    let told = SnapshotTask { by_http: true, reply_to: None, reply: Some(reply.clone()), ..task() };
+    let written = serde_json::to_value(&told).unwrap();
+    assert_eq!(written["reply"], serde_json::to_value(reply).unwrap());
+    assert_eq!(serde_json::from_value::<SnapshotTask>(written).unwrap(), told);
+    assert_eq!(serde_json::to_value(task()).unwrap().get("reply"), None, "absent before the end");
 }

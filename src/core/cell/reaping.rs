@@ -9,6 +9,7 @@ use dewar_protocol::{Bytes, DropletSha1, InstanceId};
 
 use super::Cell;
 use crate::reaper::DiskUse;
+use crate::staging_task::StagingTask;
 use crate::{Effect, InstanceKey, KeptDroplet};
 
 impl Cell {
@@ -38,8 +39,9 @@ impl Cell {
 
     /// The droplets on disk, the least recently used first: of those that nobody uses, as many go as are beyond the budget.
     pub(super) fn on_droplets(&self, kept: Vec<KeptDroplet>, out: &mut Vec<Effect>) {
-        let in_use: HashSet<&DropletSha1> =
-            self.registry.iter().filter_map(|instance| instance.start.sha1.as_ref()).chain(self.droplets.under_way()).collect();
+        let started = self.registry.iter().filter_map(|instance| instance.start.sha1.as_ref());
+        let staged = self.tasks.iter().filter_map(StagingTask::droplet);
+        let in_use: HashSet<&DropletSha1> = started.chain(staged).chain(self.droplets.under_way()).collect();
         let unused: Vec<KeptDroplet> = kept.into_iter().filter(|droplet| !in_use.contains(&droplet.sha1)).collect();
         let mut bytes: u64 = unused.iter().fold(0, |sum, droplet| sum.saturating_add(droplet.size.0));
         let Bytes(budget) = self.config.droplet_budget;

@@ -41,7 +41,7 @@ impl Cell {
                 self.resume_instance(now, saved, &mut out);
             }
             for saved in snapshot.staging_tasks {
-                self.fail_task(now, saved, &mut out);
+                self.end_task(now, saved, &mut out);
             }
         }
         self.saves.change();
@@ -59,9 +59,10 @@ impl Cell {
         self.carry_out(now, key, deeds, out);
     }
 
-    /// Whoever asked for it is told, if anybody waits.
-    fn fail_task(&mut self, now: Now, saved: SnapshotTask, out: &mut Vec<Effect>) {
-        let reply = Box::new(refusal(&saved.staging_message, RESTARTED.to_owned()));
+    /// Whoever asked for it is told, if anybody waits. What may have been told before is told again, and the app started after it.
+    fn end_task(&mut self, now: Now, saved: SnapshotTask, out: &mut Vec<Effect>) {
+        let reply = saved.reply.unwrap_or_else(|| refusal(&saved.staging_message, RESTARTED.to_owned()));
+        let reply = Box::new(reply);
         let message = Arc::new(saved.staging_message);
         if saved.by_http {
             let key = TaskKey(self.next_key());
@@ -71,13 +72,13 @@ impl Cell {
                 requester: Requester::Http,
                 reserved: Reservation::default(),
                 deadline: now.mono + self.config.staging.time_limit,
-                state: TaskState::Reporting(None),
-                start: StartWhen::Done,
+                state: TaskState::Reporting(reply.clone()),
+                start: if self.config.staging.start_before_upload { StartWhen::Done } else { StartWhen::Over },
             });
             out.push(Effect::ReportStaging { task: key, reply });
         } else if let Some(reply_to) = saved.reply_to.map(|to| ReplyTo(to.into())) {
             self.legacy.withheld.push(Effect::Reply(reply_to.clone(), Answer::Staged(reply)));
-            self.legacy.tasks.push(TaskImage { message, requester: Requester::Bus(Some(reply_to)) });
+            self.legacy.tasks.push(TaskImage { message, requester: Requester::Bus(Some(reply_to)), reply: None });
         }
     }
 

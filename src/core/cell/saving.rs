@@ -93,7 +93,11 @@ impl Cell {
     }
 
     fn save(&self, now: Now) -> Effect {
-        let tasks = self.tasks.iter().map(|task| TaskImage { message: task.message.clone(), requester: task.requester.clone() });
+        let tasks = self.tasks.iter().map(|task| TaskImage {
+            message: task.message.clone(),
+            requester: task.requester.clone(),
+            reply: task.reply().cloned(),
+        });
         Effect::SaveSnapshot(Box::new(SnapshotImage {
             taken: now.wall,
             ip: self.config.ip.clone(),

@@ -57,8 +57,10 @@ impl Cell {
             let task_streaming_log_url = self.staging_log_url(now, &setup.task_id);
             out.push(Effect::Reply(reply_to.clone(), Answer::Setup(SetupReply { task_streaming_log_url, ..setup })));
         }
-        if step.is_over {
+        if step.is_over || step.reply.is_some() {
             self.saves.change();
+        }
+        if step.is_over {
             self.tasks.remove(key);
         }
         if let Some(reply) = step.reply {

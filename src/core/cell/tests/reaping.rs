@@ -3,7 +3,8 @@
 use expect_test::expect;
 
 use super::*;
-use crate::{DiskUse, KeptDroplet};
+use crate::testing::staging_message;
+use crate::{DiskUse, KeptDroplet, StagedDroplet};
 
 fn disk(blocks: f64, inodes: f64) -> Input {
     Input::CrashDisk(DiskUse { blocks, inodes })
@@ -188,4 +189,21 @@ fn a_droplet_on_its_way_is_in_use_though_nobody_waits_for_it_any_more() {
     assert_eq!(scene.take(kept(&[('a', 1)])), []);
     scene.take(droplet_ready());
     assert_eq!(shown(&scene.take(kept(&[('a', 1)]))), "evict droplet a…\n");
+}
+
+#[test]
+fn a_staged_droplet_is_in_use_until_the_controller_was_told() {
+    let mut scene = scene_with_budget(0);
+    scene.take(asked(Request::StageByHttp(Box::new(staging_message("shop", "t1")))));
+    let droplet = StagedDroplet {
+        sha1: sha1('b'),
+        detected_buildpack: None,
+        buildpack_key: None,
+        start_command: None,
+        process_types: BTreeMap::new(),
+    };
+    scene.take(Input::Staging(TaskKey(1), StagingEvent::Finished(Ok(Box::new(droplet)))));
+    assert_eq!(shown(&scene.take(kept(&[('a', 1), ('b', 1)]))), "evict droplet a…\n");
+    scene.take(Input::Staging(TaskKey(1), StagingEvent::Reported));
+    assert_eq!(shown(&scene.take(kept(&[('b', 1)]))), "evict droplet b…\n");
 }

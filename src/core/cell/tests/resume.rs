@@ -8,7 +8,7 @@ use expect_test::expect;
 use super::staging::{failed, finished};
 use super::*;
 use crate::testing::staging_message;
-use crate::{Mono, SnapshotImage};
+use crate::{Mono, SnapshotImage, StagedDroplet};
 
 /// A cell that saves, connected.
 fn saving() -> Scene {
@@ -445,4 +445,31 @@ fn who_asked_over_http_is_told_over_http_until_it_is_heard() {
     assert_eq!(left(&mut scene).staging_tasks.len(), 1, "it may not have been heard yet");
     scene.take(Input::Staging(*task, StagingEvent::Reported));
     assert_eq!(left(&mut scene).staging_tasks, []);
+}
+
+#[test]
+fn what_may_have_been_reported_is_reported_again_and_the_app_started() {
+    let mut before = saving();
+    let start = dewar_protocol::StartMessage { sha1: None, ..start_message("staged", 0) };
+    let message = dewar_protocol::StagingMessage { start_message: Some(start), ..staging_message("staged", "t1") };
+    before.take(asked(Request::StageByHttp(Box::new(message))));
+    let droplet = StagedDroplet {
+        sha1: sha1('b'),
+        detected_buildpack: Some("wasm".to_owned()),
+        buildpack_key: None,
+        start_command: None,
+        process_types: BTreeMap::new(),
+    };
+    let finished = Input::Staging(TaskKey(1), StagingEvent::Finished(Ok(Box::new(droplet))));
+    let saved = saved_by(&mut before, finished).expect("it is saved when it is to be reported");
+    let reported = saved.staging_tasks[0].reply.clone();
+
+    let mut next = Scene::offline(config());
+    let effects = next.resume(Some(saved));
+    let Some(Effect::ReportStaging { task, reply }) = effects.first() else { panic!("{effects:?}") };
+    assert_eq!((reply.droplet_sha1.as_ref(), Some(&**reply)), (Some(&sha1('b')), reported.as_ref()));
+    assert_eq!(left(&mut next).staging_tasks[0].reply, reported, "it may not have been heard yet");
+    let effects = next.take(Input::Staging(*task, StagingEvent::Reported));
+    assert!(shown(&effects).contains("fetch droplet b… from http://cc/droplet"), "{}", shown(&effects));
+    assert_eq!(left(&mut next).staging_tasks, []);
 }
