@@ -300,9 +300,12 @@ impl DropletStore {
                 lock(&store.verified).insert(sha1, identity);
                 return Ok(true);
             }
-            warn!(droplet_sha1 = %sha1, "droplet with a wrong digest removed");
-            let dir = store.dir.join(sha1.as_str());
-            fs::remove_dir_all(&dir).map_err(at(&dir))?;
+            // Where the caller has not waited, there may be a better one by now.
+            if store.identity(&sha1)? == Some(identity) {
+                warn!(droplet_sha1 = %sha1, "droplet with a wrong digest removed");
+                let dir = store.dir.join(sha1.as_str());
+                fs::remove_dir_all(&dir).map_err(at(&dir))?;
+            }
             Ok(false)
         })
         .await

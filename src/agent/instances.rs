@@ -17,6 +17,7 @@ mod launch;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -86,6 +87,8 @@ struct Live {
     stop: CancellationToken,
     kill: CancellationToken,
     sandbox: OnceLock<Sandbox>,
+    /// Nobody else gets it before the end of this instance is reported: routers must hear of that first.
+    port: Mutex<Option<PortLease>>,
     last_lines: Arc<LastLines>,
 }
 
@@ -97,13 +100,13 @@ impl Instances {
 
     /// Starts an instance in a task of its own.
     pub(crate) fn start(&self, spec: Box<SandboxSpec>) {
-        let live = Arc::new(Live::default());
-        self.live().insert(spec.key, Arc::clone(&live));
         // At once, before an instance that is started later can take it.
         let held = spec.resumed.and_then(|resumed| self.0.means.ports.hold(resumed.port?));
+        let live = Arc::new(Live { port: Mutex::new(held), ..Live::default() });
+        self.live().insert(spec.key, Arc::clone(&live));
         let span = info_span!("instance", app_id = %spec.start.app_id, instance_id = %spec.instance_id, index = spec.start.index);
         let instances = self.clone();
-        self.0.means.tasks.spawn(async move { instances.supervise(&spec, &live, held).await }.instrument(span));
+        self.0.means.tasks.spawn(async move { instances.supervise(&spec, &live).await }.instrument(span));
     }
 
     /// Asks an instance to end; one that is still being prepared ends there.
@@ -138,8 +141,8 @@ impl Instances {
         self.0.means.tasks.spawn_blocking(move || dirs.iter().for_each(|dir| remove_left_over(dir)));
     }
 
-    async fn supervise(&self, spec: &SandboxSpec, live: &Live, held: Option<PortLease>) {
-        let exit = seen_to_its_end(self.run(spec, live, held)).await;
+    async fn supervise(&self, spec: &SandboxSpec, live: &Live) {
+        let exit = seen_to_its_end(self.run(spec, live)).await;
         self.clean_up(&spec.instance_id, live.stop.is_cancelled()).await;
         self.live().remove(&spec.key);
         let lines = live.last_lines.take();
@@ -149,10 +152,10 @@ impl Instances {
         self.report(spec.key, SandboxEvent::Exited(exit)).await;
     }
 
-    async fn run(&self, spec: &SandboxSpec, live: &Live, held: Option<PortLease>) -> Exit {
+    async fn run(&self, spec: &SandboxSpec, live: &Live) -> Exit {
         let (app_id, instance_id, index) = (&spec.start.app_id, &spec.instance_id, spec.start.index);
         let start = info_span!(target: TARGET, "start", %app_id, %instance_id, index, otel.status_code = field::Empty);
-        match self.launch(spec, live, held).instrument(info_span!(target: TARGET, parent: &start, "launch")).await {
+        match self.launch(spec, live).instrument(info_span!(target: TARGET, parent: &start, "launch")).await {
             Ok(launched) => self.watch(spec, live, launched, start).await,
             Err(StartError::Cancelled) => StartError::Cancelled.into_exit(),
             Err(error) => {
@@ -170,7 +173,6 @@ impl Instances {
     /// `start` is the span of its start, which ends when it is ready.
     async fn watch(&self, spec: &SandboxSpec, live: &Live, launched: Launched, start: Span) -> Exit {
         let Launched { sandbox, port, state_file } = launched;
-        let port = port.port();
         // Only this task sets it, once.
         let _ = live.sandbox.set(sandbox.clone());
         self.report(spec.key, SandboxEvent::Launched { port: Some(port), state_file: state_file.is_some() }).await;
@@ -225,7 +227,7 @@ impl Instances {
                     warn!(path = %logs.display(), %error, "crashed instance's logs not kept");
                 }
             }
-            remove_left_over(&dir);
+            remove_files(&dir);
         });
         if let Err(error) = cleaning.await {
             error!(%error, "instance's files not cleaned up");
@@ -247,7 +249,19 @@ impl Instances {
     }
 }
 
+/// Removes an instance's directory, `logs` first: when this process is killed meanwhile, the next one must not take what is left for
+/// an instance's files.
+fn remove_files(dir: &Path) {
+    remove_left_over(&dir.join("logs"));
+    remove_left_over(dir);
+}
+
 impl Live {
+    fn port(&self) -> MutexGuard<'_, Option<PortLease>> {
+        // A lease is moved in or out in one step.
+        self.port.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_ended(&self) -> bool {
         self.stop.is_cancelled() || self.kill.is_cancelled()
     }
@@ -282,3 +296,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
+
+#[cfg(test)]
+mod tests;

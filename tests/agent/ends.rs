@@ -4,7 +4,9 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
+use crate::free_port::free_port;
 use crate::world::{World, eventually, guest, next, next_where};
 
 fn worker(world: &World, command: &str) -> Value {
@@ -151,4 +153,27 @@ pub(crate) async fn stopping_while_starting_leaves_nothing() {
     eventually("the end of all files", async || (world.names("instances").is_empty() && world.names("crashes").is_empty()).then_some(()))
         .await;
     assert!(world.find("sleeper").await.is_none());
+}
+
+pub(crate) async fn a_port_is_free_once_its_routes_are_withdrawn() {
+    let port = free_port();
+    let world = World::new(&format!("instance: {{ ports: {{ first: {port}, last: {port} }} }}\n")).await;
+    let mut routes = world.subscribe("router.*").await;
+    // So many that it takes a while to remove them.
+    let names: Vec<String> = (0..3000).map(|number| format!("app/{number}")).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), b"".as_slice())).collect();
+    let mut first = world.start_message_with(&guest("tests/command-driver"), "first", &files);
+    (first["health_check_type"], first["start_command"]) = (json!("process"), json!("driver sleep:1000 exit:3"));
+    world.start(&first);
+    next_where(&mut routes, "of the first", |route| route["app"] == "first").await;
+    let second = world.start_message(&guest("tests/http-driver"), "second");
+    let (subject, route) = loop {
+        world.start(&second);
+        let Ok(Some(told)) = timeout(Duration::from_millis(10), routes.next()).await else { continue };
+        let route: Value = serde_json::from_slice(&told.payload).unwrap();
+        if (told.subject.as_str(), &route["app"]) != ("router.register", &json!("first")) {
+            break (told.subject, route);
+        }
+    };
+    assert_eq!((subject.as_str(), &route["app"], &route["port"]), ("router.unregister", &json!("first"), &json!(port)));
 }

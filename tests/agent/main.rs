@@ -63,6 +63,7 @@ trials![
     ends::a_crash_is_told_with_its_backtrace,
     ends::a_core_dump_is_kept_with_the_logs_of_its_crash,
     ends::an_app_that_never_listens_is_unhealthy,
+    ends::a_port_is_free_once_its_routes_are_withdrawn,
     ends::a_command_without_a_command_line_does_not_start,
     ends::a_droplet_that_cannot_be_had_fails_the_start,
     ends::a_taken_port_is_skipped_and_none_left_is_an_error,

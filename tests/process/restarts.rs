@@ -169,6 +169,58 @@ fn what_ran_runs_again_and_what_had_just_begun_is_told() {
 }
 
 #[test]
+fn who_waits_for_a_droplet_holds_up_nobody_and_can_be_stopped() {
+    let mut world = World::start();
+    let sha1 = text(&world.stage("t1", World::package())["droplet_sha1"]);
+    // More than may start at a time, as far as there is memory for them.
+    let waiting = std::thread::available_parallelism().map_or(60, |cores| (2 * cores.get() + 1).min(60));
+    let places = world.run(&json!(sha1), u32::try_from(waiting + 1).unwrap());
+    world.kill();
+    let (_listener, nowhere) = silence();
+    let mut snapshot = world.snapshot();
+    let instances = snapshot["instances"].as_array_mut().unwrap();
+    let whole = text(&instances.last().unwrap()["instance_id"]);
+    for instance in instances {
+        instance["start_message"]["executableUri"] = json!(nowhere);
+        let id = text(&instance["instance_id"]);
+        if id != whole {
+            fs::remove_dir_all(world.base(&format!("instances/{id}/tmp"))).unwrap();
+        }
+    }
+    let last = snapshot["instances"][waiting]["instance_index"].clone();
+    fs::write(world.base("db/instances.json"), snapshot.to_string()).unwrap();
+    fs::remove_file(world.base(&format!("droplets/{sha1}/droplet.tgz"))).unwrap();
+
+    world.restart();
+    get_until(loopback(places[&whole]), "shop.example.net", "/", 200);
+    let others: Vec<Value> = (0..=waiting).map(|index| json!(index)).filter(|index| *index != last).collect();
+    let (stays, stopped) = others.split_first().unwrap();
+    world.nats.publish("dea.stop", &json!({"droplet": APP, "indices": stopped}));
+    eventually("the end of who was stopped", || (world.names("instances").len() == 2).then_some(()));
+    assert_eq!(world.heartbeat(|told| told.len() == 2).into_values().collect::<Vec<_>>(), ["RUNNING", "RUNNING"], "{stays} still waits");
+    world.agent.signal("-TERM");
+    assert_eq!(world.agent.exit().code(), Some(0), "nobody had to be forced");
+}
+
+#[test]
+fn who_says_that_it_runs_has_to_say_so_anew() {
+    let mut world = World::start();
+    let sha1 = text(&world.stage("t1", World::package())["droplet_sha1"]);
+    let places = world.run(&json!(sha1), 1);
+    world.kill();
+    let (id, port) = places.iter().next().unwrap();
+    fs::write(world.base(&format!("droplets/{sha1}/unpacked/droplet.yaml")), "state_file: app/state.json").unwrap();
+    for name in ["state.json", "ready.json"] {
+        fs::write(world.base(&format!("instances/{id}/app/{name}")), r#"{"state": "RUNNING"}"#).unwrap();
+    }
+    world.restart();
+    get_until(loopback(*port), "shop.example.net", "/", 200);
+    assert_eq!(world.nats.count_within("router.register", Duration::from_secs(1)), 0, "it has said nothing yet");
+    get_until(loopback(*port), "shop.example.net", "/fs/rename?path=/app/ready.json&to=/app/state.json", 200);
+    assert_eq!(world.nats.expect("router.register", |_| true).json["port"], *port);
+}
+
+#[test]
 fn fifty_kills_under_load_lose_nothing() {
     const KILLS: u32 = 50;
     let mut world = World::start();

@@ -39,16 +39,21 @@ impl AppFiles {
     }
 
     /// Makes an instance's directories, with the files of `from` in `app`. Blocks. A file's blocks are shared where the file system
-    /// can, and an app without files costs no more than a directory.
+    /// can, and an app without files costs no more than a directory. `logs` comes last: it tells that the copy is whole.
     pub(super) fn copy(&self, from: &Path, instance_dir: &Path) -> Result<(), StoreError> {
         fs::create_dir_all(instance_dir).map_err(at(instance_dir))?;
         let app = instance_dir.join("app");
-        for dir in [&app, &instance_dir.join("logs"), &instance_dir.join("tmp")] {
+        for dir in [&app, &instance_dir.join("tmp")] {
             fs::create_dir(dir).map_err(at(dir))?;
         }
-        if self.inodes == 0 {
-            return Ok(());
+        if self.inodes > 0 {
+            self.copy_files(from, &app)?;
         }
+        let logs = instance_dir.join("logs");
+        fs::create_dir(&logs).map_err(at(&logs))
+    }
+
+    fn copy_files(&self, from: &Path, app: &Path) -> Result<(), StoreError> {
         let mut copied = 0;
         for entry in WalkDir::new(from).min_depth(1).follow_links(false).follow_root_links(false) {
             let entry = entry.map_err(|error| at(from)(error.into()))?;

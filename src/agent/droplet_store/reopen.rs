@@ -76,6 +76,7 @@ fn droplet(shared: &Path) -> Option<UnpackedDroplet> {
     Some(UnpackedDroplet { wasm, info, state_file })
 }
 
+/// `logs` is made last and removed first, so what it stands beside is neither half copied nor half removed.
 fn is_whole(instance_dir: &Path) -> bool {
     DIRECTORIES.iter().all(|name| is_directory(&instance_dir.join(name)))
 }

@@ -216,6 +216,23 @@ async fn copies_have_links_and_permissions_and_are_whole() {
 }
 
 #[tokio::test]
+async fn a_copy_that_was_cut_off_is_not_taken_for_an_instances_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let sha1 = adopt(&store, dir.path(), &droplet()).await;
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    store.unpack(&sha1, &one, ROOMY).await.unwrap();
+    let last = dir.path().join(format!("droplets/{sha1}/unpacked/app/sub/x"));
+    fs::rename(&last, dir.path().join("x")).unwrap();
+    store.unpack(&sha1, &two, ROOMY).await.unwrap_err();
+    assert!(two.join("app/index.html").exists() && store.reopen(&sha1, &two).await.is_none());
+    assert!(store.reopen(&sha1, &one).await.is_some());
+    fs::rename(dir.path().join("x"), &last).unwrap();
+    store.unpack_again(&sha1, &two, ROOMY).await.unwrap();
+    assert_eq!(fs::read(two.join("app/sub/x")).unwrap(), b"x");
+}
+
+#[tokio::test]
 async fn many_starts_at_once_unpack_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

@@ -1,8 +1,10 @@
 //! Looks whether an instance is healthy, again and again, until it is. To give up is the cell's, which knows how long it may take.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -14,11 +16,12 @@ use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HOST, USER_AGENT};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
+use tracing::warn;
 
 use crate::blocking;
 
@@ -37,6 +40,9 @@ const HEAD_BYTES: usize = 16 << 10;
 
 /// Bytes of the largest state file.
 const STATE_BYTES: u64 = 64 << 10;
+
+/// No link is followed, and what is no file is not waited for.
+const FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
 /// How often the app's log is told that a path was answered otherwise than before.
 const COMPLAINTS: usize = 5;
@@ -141,18 +147,31 @@ fn says_running(dir: &Path, file: &Path) -> bool {
 /// Opens a file that a guest may replace by anything at any moment, with all directories that lead to it: no link is followed, and
 /// what is no file is not waited for.
 fn open_below(dir: &Path, path: &Path) -> io::Result<File> {
-    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let mut at = openat(CWD, dir, flags | OFlags::DIRECTORY, Mode::empty())?;
-    let mut names = path.components().filter(|part| *part != Component::CurDir).peekable();
-    while let Some(name) = names.next() {
-        let kind = if names.peek().is_some() { OFlags::DIRECTORY } else { OFlags::empty() };
-        at = match name {
-            Component::Normal(name) => openat(&at, name, flags | kind, Mode::empty())?,
-            _ => return Err(io::ErrorKind::InvalidFilename.into()),
-        };
-    }
-    let file = File::from(at);
+    let (parent, name) = parent_below(dir, path)?;
+    let file = File::from(openat(&parent, name, FLAGS, Mode::empty())?);
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+/// The directory that a file is in, and its name there.
+fn parent_below<'a>(dir: &Path, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
+    let mut at = openat(CWD, dir, FLAGS | OFlags::DIRECTORY, Mode::empty())?;
+    let mut names = path.components().filter(|part| *part != Component::CurDir).peekable();
+    while let Some(Component::Normal(name)) = names.next() {
+        if names.peek().is_none() {
+            return Ok((at, name));
+        }
+        at = openat(&at, name, FLAGS | OFlags::DIRECTORY, Mode::empty())?;
+    }
+    Err(io::ErrorKind::InvalidFilename.into())
+}
+
+/// Removes an app's file, in which it may have said in an earlier process that it is RUNNING. What would not be opened stays.
+pub(super) fn forget_state(dir: &Path, file: &Path) {
+    let removed = parent_below(dir, file).and_then(|(parent, name)| Ok(unlinkat(&parent, name, AtFlags::empty())?));
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => warn!(path = %dir.join(file).display(), %error, "state file not removed"),
+        _ => {}
+    }
 }
 
 #[cfg(test)]

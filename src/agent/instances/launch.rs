@@ -1,7 +1,7 @@
 //! From a droplet in the store to an instance whose code runs.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dewar_core::{Exit, SandboxSpec, environment};
 use dewar_protocol::{Secret, StartMessage};
@@ -11,10 +11,12 @@ use dewar_sandbox::{
 use tokio::time::Instant;
 use tracing::{Instrument as _, info_span};
 
+use super::health::forget_state;
 use super::{Instances, Live};
+use crate::blocking;
 use crate::droplet_store::{DropletError, FetchError, InstanceLimits, UnpackedDroplet};
 use crate::logs::InstanceLogFiles;
-use crate::ports::{PortError, PortLease, PortUse};
+use crate::ports::{PortError, PortUse};
 use crate::telemetry::{Outcome, TARGET};
 
 /// Why an instance did not start.
@@ -65,15 +67,20 @@ impl StartError {
 /// An instance whose code runs.
 pub(super) struct Launched {
     pub(super) sandbox: Sandbox,
-    pub(super) port: PortLease,
+    pub(super) port: u16,
     /// In which file it tells its state, if it does.
     pub(super) state_file: Option<PathBuf>,
 }
 
 impl Instances {
-    pub(super) async fn launch(&self, spec: &SandboxSpec, live: &Live, held: Option<PortLease>) -> Result<Launched, StartError> {
+    pub(super) async fn launch(&self, spec: &SandboxSpec, live: &Live) -> Result<Launched, StartError> {
         let means = &self.0.means;
         let droplet = self.unpack(spec, live).instrument(info_span!(target: TARGET, "unpack droplet")).await?;
+        let dir = means.paths.instance(&spec.instance_id);
+        if let (Some(_), Some(file)) = (spec.resumed, droplet.state_file.clone()) {
+            let dir = dir.clone();
+            blocking::run(move || forget_state(&dir, Path::new(&file))).await;
+        }
         let program = live.unless_ended(self.call("load program", means.sandboxes.program(&droplet.wasm))).await??;
         let world = droplet.info.world.unwrap_or_else(|| first_world(&program));
         let arguments = arguments(&spec.start, droplet.info.start_command.as_deref(), world)?;
@@ -83,22 +90,23 @@ impl Instances {
             World::Http => PortUse::Serve,
             World::Command => PortUse::Keep,
         };
-        let (port, listener) = match held {
+        let held = live.port().take();
+        let (lease, listener) = match held {
             Some(held) => means.ports.lease_again(held, usage)?,
             None => means.ports.lease(usage)?,
         };
-        let dir = means.paths.instance(&spec.instance_id);
+        let port = live.port().insert(lease).port();
         let files = InstanceLogFiles { logs: dir.join("logs"), crashed_logs: means.paths.crash(&spec.instance_id).join("logs") };
         let started = means.sandboxes.start(InstanceSpec {
             program,
             world: Some(world),
             arguments,
-            environment: self.environment(spec, &port),
+            environment: self.environment(spec, port),
             app_dir: dir.join("app"),
             tmp_dir: dir.join("tmp"),
             quota: self.quota(spec),
             listener: Some(listener),
-            address: SocketAddr::new(means.ip, port.port()),
+            address: SocketAddr::new(means.ip, port),
             app: spec.start.app_id.to_string(),
             egress,
             http: HttpLimits { instances, ..means.settings.http.clone() },
@@ -117,22 +125,24 @@ impl Instances {
         result
     }
 
-    /// Runs to its end even when the instance has been asked to end, so that nobody writes into a directory that is being deleted.
+    /// What writes into the instance's directory runs to its end even when the instance has been asked to end, so that nobody writes
+    /// into a directory that is being deleted.
     async fn unpack(&self, spec: &SandboxSpec, live: &Live) -> Result<UnpackedDroplet, StartError> {
-        let means = &self.0.means;
+        let droplets = &self.0.means.droplets;
+        let dir = self.0.means.paths.instance(&spec.instance_id);
+        if spec.resumed.is_some() {
+            if let Some(droplet) = droplets.reopen(&spec.sha1, &dir).await {
+                return Ok(droplet);
+            }
+            // Without a permit, for it may take long.
+            live.unless_ended(droplets.fetch(&spec.sha1, spec.start.droplet_uri.as_ref())).await??;
+        }
         let _permit = live.unless_ended(self.0.starts.acquire()).await?;
         let Quota { disk, inodes, .. } = self.quota(spec);
-        let dir = means.paths.instance(&spec.instance_id);
         let limits = InstanceLimits { disk, inodes };
         let droplet = match spec.resumed {
-            Some(_) => match means.droplets.reopen(&spec.sha1, &dir).await {
-                Some(droplet) => droplet,
-                None => {
-                    means.droplets.fetch(&spec.sha1, spec.start.droplet_uri.as_ref()).await?;
-                    means.droplets.unpack_again(&spec.sha1, &dir, limits).await?
-                }
-            },
-            None => means.droplets.unpack(&spec.sha1, &dir, limits).await?,
+            Some(_) => droplets.unpack_again(&spec.sha1, &dir, limits).await?,
+            None => droplets.unpack(&spec.sha1, &dir, limits).await?,
         };
         if live.is_ended() { Err(StartError::Cancelled) } else { Ok(droplet) }
     }
@@ -144,12 +154,12 @@ impl Instances {
         Quota { memory, disk, inodes: settings.inodes, open_files: limits.fds, cpu: settings.cpu.quota(memory) }
     }
 
-    fn environment(&self, spec: &SandboxSpec, port: &PortLease) -> Vec<(String, String)> {
+    fn environment(&self, spec: &SandboxSpec, port: u16) -> Vec<(String, String)> {
         environment::running(
             &spec.start,
             &environment::InstanceFacts {
                 instance_id: &spec.instance_id,
-                port: Some(port.port()),
+                port: Some(port),
                 ip: &self.0.means.ip.to_string(),
                 started_at: spec.started_at,
                 started_at_text: &spec.started_at.to_utc_text(),

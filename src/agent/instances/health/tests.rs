@@ -122,5 +122,10 @@ fn whatever_is_no_state_file_says_nothing() {
     rustix::fs::mknodat(CWD, dir.path().join("app/pipe"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
     for path in ["app/link", "app/dir/link/outside", "app/dir", "app/pipe", "app/missing", "app/../outside"] {
         assert!(!says_running(dir.path(), Path::new(path)), "{path}");
+        forget_state(dir.path(), Path::new(path));
     }
+    assert!(dir.path().join("outside").exists() && dir.path().join("app/dir").exists(), "nor is it removed");
+    assert!(says_running(dir.path(), Path::new("outside")));
+    forget_state(dir.path(), Path::new("./outside"));
+    assert!(!dir.path().join("outside").exists());
 }
