@@ -3,6 +3,8 @@
 //! An archive is unpacked through a [`TreeWriter`], which sees to names, links and quotas. What is seen to here is that reading
 //! takes little memory, whatever the headers claim, and that a bomb stops early: the unpacked bytes are counted, not believed.
 
+mod zip_end;
+
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -77,7 +79,8 @@ pub(crate) fn most_unpacked(size: Bytes) -> Bytes {
     Bytes(size.0.saturating_mul(INFLATION).saturating_add(INFLATION_FREE))
 }
 
-fn unpack_zip(archive: File, entries: u64, writer: &mut TreeWriter) -> Result<(), UnpackError> {
+fn unpack_zip(mut archive: File, entries: u64, writer: &mut TreeWriter) -> Result<(), UnpackError> {
+    zip_end::check(&mut archive, entries)?;
     let broken = |error: zip::result::ZipError| UnpackError::Broken(error.to_string());
     // The library reads the list of all entries into memory, as long as it says it is.
     let allowance = Rc::new(Cell::new(ZIP_INDEX));
