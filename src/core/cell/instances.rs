@@ -97,8 +97,11 @@ impl Cell {
             InstanceState::Stopping | InstanceState::Stopped | InstanceState::Crashed => return false,
         }
         if let Some(uris) = &update.uris
+            && instance.uris != *uris
             && let Some(UriChange { added, removed }) = self.registry.update(key, |instance| instance.replace_uris(uris))
         {
+            // Also where nothing but their order is another, of which nobody needs to hear.
+            self.saves.change();
             changed |= !added.is_empty() || !removed.is_empty();
             if is_routed {
                 self.register(key, added, out);

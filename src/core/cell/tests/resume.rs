@@ -346,6 +346,8 @@ fn every_change_that_matters_is_saved_when_it_comes() {
     assert_eq!(launched.instances[0].instance_host_port, Some(61_001));
     assert_eq!(instances(&mut scene, ready(1)), "shop/0 v1 shop.example.net Running");
     let update = |wire: &str| request(Request::UpdateApp(serde_json::from_str(wire).unwrap()));
+    assert_eq!(instances(&mut scene, update(r#"{"droplet":"shop","uris":["old","new"]}"#)), "shop/0 v1 old new Running");
+    assert_eq!(instances(&mut scene, update(r#"{"droplet":"shop","uris":["new","old"]}"#)), "shop/0 v1 new old Running");
     assert_eq!(instances(&mut scene, update(r#"{"droplet":"shop","uris":["new"]}"#)), "shop/0 v1 new Running");
     assert_eq!(instances(&mut scene, update(r#"{"droplet":"shop","version":"v2"}"#)), "shop/0 v2 new Running");
     assert_eq!(saved_by(&mut scene, update(r#"{"droplet":"shop","version":"v2"}"#)), None, "nothing has changed");
