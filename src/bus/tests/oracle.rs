@@ -1,10 +1,12 @@
 //! The same bytes to the embedded broker and to a real nats-server: the same answers.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use dewar_bus::broker::{BrokerAuth, BrokerConfig};
 use dewar_protocol::Secret;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use crate::fixtures::{NatsServer, Raw, TestBroker, any_port};
 
@@ -225,14 +227,30 @@ async fn greeting_and_limits() {
     let server = NatsServer::start("max_payload: 1000, max_connections: 1, authorization { user: cf, password: pw }").await;
     let mut heard = Vec::new();
     for address in [server.address, broker.address] {
-        let (mut raw, info) = Raw::connect(address).await;
-        let mut excess = Raw::connect_silently(address).await;
-        let excess = excess.hear_all().await.lines().filter(|line| !line.starts_with("INFO")).collect::<String>();
-        raw.say(b"PING\r\n").await;
-        heard.push((essentials(&info, address), excess, raw.hear_all().await));
+        let (mut first, info) = Raw::connect(address).await;
+        first.say(b"CONNECT {\"user\":\"cf\",\"pass\":\"pw\"}\r\n").await;
+        // From then on it certainly has the only place.
+        first.sync().await;
+        let excess = objection(address).await;
+        drop(first);
+        // Its place is free a moment later.
+        let stranger = loop {
+            match objection(address).await {
+                objection if objection == excess => sleep(Duration::from_millis(5)).await,
+                objection => break objection,
+            }
+        };
+        heard.push((essentials(&info, address), excess, stranger));
     }
     assert_eq!(heard[0], heard[1]);
     broker.stop().await;
+}
+
+/// What is said to somebody who says nothing of himself.
+async fn objection(address: SocketAddr) -> String {
+    let mut stranger = Raw::connect_silently(address).await;
+    stranger.say(b"PING\r\n").await;
+    stranger.hear_all().await.lines().filter(|line| !line.starts_with("INFO")).collect()
 }
 
 /// What clients act on in an INFO.
