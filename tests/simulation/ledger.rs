@@ -202,7 +202,7 @@ impl Ledger {
     fn note_exited(&mut self, now: Now, exited: &DropletExited) {
         let (crashed, id) = (exited.reason == ExitReason::Crashed, &exited.instance_id);
         assert!(self.ever_connected, "told nobody: {exited:?}");
-        let late = self.late.remove(id);
+        let late = crashed && self.late.remove(id);
         assert!(late || exited.crash_timestamp == crashed.then(|| now.wall.whole_seconds()), "{exited:?} at {now:?}");
         match exited.reason {
             ExitReason::Crashed => assert!(self.untold.remove(id), "a crash is told that did not happen, or twice: {exited:?}"),
