@@ -31,7 +31,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// What we say instead of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
-    /// The request is at fault.
+    /// The request is at fault. The connection ends: where the next request begins may be in doubt, and a body that is refused is not read.
     Request(StatusCode, &'static str),
     /// There is no turn or no store for it in time.
     Busy,
@@ -70,6 +70,11 @@ fn for_guest(request: Request<Incoming>, limit: u64) -> Result<Request<WasiBody>
     let (mut head, body) = request.into_parts();
     if head.method == Method::CONNECT {
         return Err(Refusal::Request(StatusCode::METHOD_NOT_ALLOWED, "an app is no proxy"));
+    }
+    // hyper goes by the last coding; who stands between may go by another, and then two disagree about where the body ends.
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) || codings.next().is_some() {
+        return Err(Refusal::Request(StatusCode::NOT_IMPLEMENTED, "a transfer coding other than chunked"));
     }
     // A target in absolute form overrides the host field (RFC 9112 §3.2.2); the guest sees one of the two.
     if let Some(authority) = head.uri.authority() {
@@ -162,8 +167,10 @@ impl Refusal {
         let mut response = Response::new(Content::Own(Full::new(Bytes::from_static(text.as_bytes()))));
         *response.status_mut() = status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if self == Self::Busy {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        match self {
+            Self::Request(..) => drop(response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"))),
+            Self::Busy => drop(response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"))),
+            Self::Failed(_) | Self::Late => {}
         }
         response
     }

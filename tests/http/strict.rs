@@ -150,17 +150,17 @@ fn with_body(mut parsed: Parsed, bytes: &[u8], head: usize, persistent: bool, un
             Err(why) => Read::Malformed(why),
         };
     }
-    if lengths.iter().any(|length| *length != lengths[0]) {
+    let digits = |text: &String| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !lengths.iter().all(digits) {
+        return Read::Malformed("length");
+    }
+    // The same number again says nothing new (section 6.3 of RFC 9112), however many zeros it begins with.
+    let numbers: Result<Vec<usize>, _> = lengths.iter().map(|length| length.parse()).collect();
+    let Ok(numbers) = numbers else { return Read::Malformed("length") };
+    if numbers.iter().any(|number| *number != numbers[0]) {
         return Read::Malformed("two lengths");
     }
-    let length = match lengths.first() {
-        Some(digits) if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) => return Read::Malformed("length"),
-        Some(digits) => match digits.parse() {
-            Ok(length) => length,
-            Err(_) => return Read::Malformed("length"),
-        },
-        None => unsaid.unwrap_or(rest.len()),
-    };
+    let length = numbers.first().copied().unwrap_or_else(|| unsaid.unwrap_or(rest.len()));
     if rest.len() < length {
         return Read::Part;
     }

@@ -301,6 +301,8 @@ pub(crate) struct Kept(http1::SendRequest<Full<Bytes>>);
 impl Kept {
     pub(crate) async fn ask(&mut self, path: &str) -> http::Response<Bytes> {
         let request = http::Request::builder().uri(path).header("host", "app.test").body(Full::default()).unwrap();
+        // The answer before may have come a moment before the connection's task was done with it.
+        self.0.ready().await.unwrap();
         let (head, body) = self.0.send_request(request).await.unwrap().into_parts();
         http::Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     }

@@ -15,6 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("wire::an_announced_length_is_kept_or_the_connection_ends", announced_length),
         test("wire::a_guest_cannot_announce_two_lengths", two_lengths),
         test("wire::a_guest_cannot_answer_with_less_than_200", informational),
+        test("wire::a_body_in_codings_we_do_not_read_ends_the_connection", codings),
         test("wire::no_answer_is_an_error", no_answer),
         test("wire::heads_have_an_end", heads),
         test("wire::a_slow_client_is_cut_off", slow_client),
@@ -116,6 +117,18 @@ async fn informational() {
             exchange(&app, format!("GET /status?code={code}&text=x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 500") || answer.starts_with("HTTP/1.1 4"), "{code}: {answer}");
     }
+}
+
+async fn codings() {
+    let app = driver().await;
+    for coding in ["x, chunked", "x\r\ntransfer-encoding: chunked", "chunked\r\ntransfer-encoding: chunked"] {
+        let request =
+            format!("POST /drain HTTP/1.1\r\nhost: a\r\ntransfer-encoding: {coding}\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        let answer = exchange(&app, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 501") && answer.matches("HTTP/1.1").count() == 1, "{coding}: {answer}");
+    }
+    let whole = "POST /drain HTTP/1.1\r\nhost: a\r\ntransfer-encoding: Chunked\r\nconnection: close\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+    assert!(exchange(&app, whole.as_bytes()).await.starts_with("HTTP/1.1 200"));
 }
 
 async fn no_answer() {
