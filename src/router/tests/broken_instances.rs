@@ -324,7 +324,7 @@ async fn a_response_that_ends_with_its_connection_is_complete() {
 
 #[tokio::test]
 async fn an_instance_that_does_not_answer_times_out_but_not_while_the_client_sends() {
-    let stage = Stage::set_with(|config| config.endpoints.response_timeout = Duration::from_millis(400)).await;
+    let stage = Stage::set_with(|config| config.endpoints.response_timeout = Duration::from_millis(1500)).await;
     let address = bare_instance(|mut wire: Wire, _| async move {
         let head = wire.head().await;
         if head.contains("content-length: 8") {
@@ -340,9 +340,9 @@ async fn an_instance_that_does_not_answer_times_out_but_not_while_the_client_sen
 
     let mut client = stage.connect().await;
     client.send("POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 8\r\n\r\n").await;
-    // Twice the instance's time in all, never as much between two pieces.
+    // More than the instance's time in all, never as much between two pieces.
     for piece in ["1", "2", "3", "4", "5", "6", "7", "8"] {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         client.send(piece).await;
     }
     assert!(client.head().await.starts_with("HTTP/1.1 200"));
@@ -350,7 +350,7 @@ async fn an_instance_that_does_not_answer_times_out_but_not_while_the_client_sen
 
 #[tokio::test]
 async fn an_instance_that_falls_silent_within_its_response_is_cut_off() {
-    let stage = Stage::set_with(|config| config.endpoints.response_timeout = Duration::from_millis(300)).await;
+    let stage = Stage::set_with(|config| config.endpoints.response_timeout = Duration::from_secs(1)).await;
     let address = bare_instance(|mut wire: Wire, _| async move {
         wire.head().await;
         wire.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
@@ -404,5 +404,5 @@ async fn a_connection_with_an_unfinished_body_is_not_used_again() {
     assert!(early.head().await.starts_with("HTTP/1.1 200"));
     let since = std::time::Instant::now();
     assert_eq!(text(stage.get("a.example", "/").await), "ok");
-    assert!(since.elapsed() < Duration::from_secs(3), "the answer waited for a connection that was not free: {:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(20), "the answer waited for a connection that was not free: {:?}", since.elapsed());
 }

@@ -114,9 +114,9 @@ async fn patience(since: Instant, mut client: crate::stage::Wire) -> Duration {
     since.elapsed()
 }
 
-const SHORT: Duration = Duration::from_millis(400);
+const SHORT: Duration = Duration::from_secs(1);
 /// What a busy machine may add.
-const SLACK: Duration = Duration::from_secs(5);
+const SLACK: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn a_client_that_says_nothing_or_never_ends_its_head_is_cut_off() {
@@ -125,12 +125,12 @@ async fn a_client_that_says_nothing_or_never_ends_its_head_is_cut_off() {
         config.clients.idle_timeout = Duration::from_secs(3600);
     })
     .await;
-    let silent = stage.connect().await;
-    let borne = patience(Instant::now(), silent).await;
+    let since = Instant::now();
+    let borne = patience(since, stage.connect().await).await;
     assert!((SHORT / 2..SHORT + SLACK).contains(&borne), "{borne:?}");
 
-    let mut trickling = stage.connect().await;
     let since = Instant::now();
+    let mut trickling = stage.connect().await;
     trickling.send("GET / HTTP/1.1\r\nHost: a.example\r\n").await;
     let (mut reader, mut writer) = trickling.stream.into_split();
     let trickle = tokio::spawn(async move {
@@ -151,24 +151,24 @@ async fn a_client_that_says_nothing_or_never_ends_its_head_is_cut_off() {
 #[tokio::test]
 async fn a_connection_may_rest_between_requests_but_not_for_ever() {
     let stage = Stage::set_with(|config| {
-        config.clients.header_timeout = Duration::from_millis(200);
-        config.clients.idle_timeout = Duration::from_millis(1200);
+        config.clients.header_timeout = Duration::from_secs(1);
+        config.clients.idle_timeout = Duration::from_secs(4);
     })
     .await;
     // Slower than any clock that was set before the request: it must be set anew afterwards.
     let app = App::start(|_| async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(1200)).await;
         Response::new(http_body_util::Full::new(Bytes::from_static(b"app")))
     })
     .await;
     stage.register(&["a.example"], app.address).await;
     let mut client = stage.connect().await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await;
         client.head().await;
         client.exactly(3).await;
         // Longer than a head may take.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
     }
     let borne = patience(Instant::now(), client).await;
     assert!(borne < SLACK, "{borne:?}");
@@ -180,7 +180,7 @@ async fn a_connection_may_rest_between_requests_but_not_for_ever() {
     client.exactly(3).await;
     client.send("GET / HT").await;
     let borne = patience(Instant::now(), client).await;
-    assert!(borne < Duration::from_millis(1000), "{borne:?}");
+    assert!(borne < Duration::from_millis(3500), "{borne:?}");
 }
 
 #[tokio::test]

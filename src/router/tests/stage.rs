@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::free_port::free_port;
 
 /// No test may wait for anything longer than this.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `look` sees what it looks for.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
@@ -167,11 +167,13 @@ impl Stage {
         Wire::connect(self.router).await
     }
 
-    /// Everything that comes back to these bytes on a connection of their own, until the router closes it or has been silent for a while.
+    /// Everything that comes back to these bytes on a connection of their own, until the router closes it or, after its first words,
+    /// is silent for a while.
     pub(crate) async fn talk(&self, bytes: &[u8]) -> String {
         let mut wire = self.connect().await;
         wire.send(bytes).await;
-        String::from_utf8_lossy(&wire.rest(Duration::from_millis(300)).await).into_owned()
+        wire.begins().await;
+        String::from_utf8_lossy(&wire.rest(Duration::from_secs(1)).await).into_owned()
     }
 }
 
@@ -324,14 +326,15 @@ impl Wire {
         }
     }
 
+    /// Whether anything comes before the connection ends.
+    async fn begins(&mut self) -> bool {
+        // A reset is an end as well.
+        !self.ahead.is_empty() || in_time("a word or the end", self.stream.read_buf(&mut self.ahead)).await.unwrap_or(0) > 0
+    }
+
     /// The head of a message; empty when the connection has ended instead.
     pub(crate) async fn head(&mut self) -> String {
-        while self.ahead.is_empty() {
-            if in_time("a head", self.stream.read_buf(&mut self.ahead)).await.unwrap_or(0) == 0 {
-                return String::new();
-            }
-        }
-        self.until("\r\n\r\n").await
+        if self.begins().await { self.until("\r\n\r\n").await } else { String::new() }
     }
 
     pub(crate) async fn exactly(&mut self, length: usize) -> Vec<u8> {

@@ -99,7 +99,7 @@ async fn a_switch_that_nobody_asked_for_is_a_bad_gateway() {
 
 #[tokio::test]
 async fn a_tunnel_in_which_nothing_moves_is_closed() {
-    let stage = Stage::set_with(|config| config.clients.tunnel_idle_timeout = Duration::from_millis(300)).await;
+    let stage = Stage::set_with(|config| config.clients.tunnel_idle_timeout = Duration::from_secs(2)).await;
     stage.register(&["a.example"], echo_server().await).await;
     let mut client = stage.connect().await;
     client.send(ASK).await;
@@ -109,7 +109,7 @@ async fn a_tunnel_in_which_nothing_moves_is_closed() {
     for _ in 0..10 {
         client.send("x").await;
         client.exactly(1).await;
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
     assert_eq!(client.closed().await, "");
 }
