@@ -191,6 +191,14 @@ async fn a_second_push_is_refused_and_an_interrupt_ends_the_first() {
     stop.cancel();
     let interrupted = timeout(PATIENCE, first).await.expect("an interrupted push ends").unwrap();
     assert!(matches!(interrupted, Err(ClientError::Interrupted)), "{interrupted:?}");
+    // That the push has ended does not say that the agent has read its last word.
+    timeout(PATIENCE, async {
+        while agent.history().len() < 3 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the agent is told");
     assert_eq!(agent.history(), ["staging.stop", "stage", "staging.stop"]);
 }
 

@@ -60,7 +60,7 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) async fn start(id: &str, config: BusConfig, staging: Staging) -> Self {
         let (bus, _) = Bus::connect(config).await.unwrap();
-        bus.wait_up(std::time::Duration::from_secs(5)).await.unwrap();
+        bus.wait_up(std::time::Duration::from_secs(30)).await.unwrap();
         // An error means that another test was first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -83,7 +83,7 @@ impl Agent {
         for subject in wanted {
             all.insert(subject.clone(), agent.bus.subscribe(&subject).await.unwrap());
         }
-        agent.bus.flush(std::time::Duration::from_secs(5)).await.unwrap();
+        agent.bus.flush(std::time::Duration::from_secs(30)).await.unwrap();
         for (subject, subscription) in all {
             tokio::spawn(agent.clone().serve(subject, subscription));
         }
