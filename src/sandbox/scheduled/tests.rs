@@ -21,7 +21,7 @@ fn in_slow_lane() -> bool {
 
 fn run<T>(work: impl Future<Output = T>) -> T {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), work).await.expect("in time") })
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), work).await.expect("in time") })
 }
 
 /// Computes as a guest does: until a tick puts it aside.
