@@ -135,7 +135,7 @@ async fn refused() {
         let start = Instant::now();
         let error = compile(&sandboxes, wasm).await.to_string();
         assert!(told.iter().all(|part| error.contains(part)), "{name}: {error}");
-        assert!(start.elapsed() < Duration::from_secs(50), "{name}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(60), "{name}: {:?}", start.elapsed());
     }
 }
 

@@ -82,7 +82,7 @@ async fn stop_and_kill() {
         eventually("it runs", || killed.lines.all() == "going\n").await;
         killed.sandbox.kill();
         assert_eq!(killed.exit().await.description, "killed");
-        assert!(start.elapsed() < Duration::from_secs(5), "{order}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(30), "{order}: {:?}", start.elapsed());
     }
 }
 

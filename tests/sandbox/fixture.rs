@@ -22,8 +22,8 @@ use tokio::runtime::Runtime;
 
 use crate::network::origin;
 
-/// Longest that anything but a deliberately slow operation may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest that anything but a deliberately slow operation may take, on a machine that is slow and busy with other things.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A test that runs on the tests' own runtime.
 pub(crate) fn test<F, T>(name: &'static str, body: F) -> Trial
@@ -32,10 +32,10 @@ where
     T: Future<Output = ()> + Send + 'static,
 {
     Trial::test(name, move || {
-        let run = || runtime().block_on(async { tokio::time::timeout(3 * PATIENCE, body()).await });
+        let run = || runtime().block_on(async { tokio::time::timeout(5 * PATIENCE, body()).await });
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Failed::from(format!("not done after {:?}", 3 * PATIENCE))),
+            Ok(Err(_)) => Err(Failed::from(format!("not done after {:?}", 5 * PATIENCE))),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
                 Err(Failed::from(text.unwrap_or_else(|| "panicked".into())))
@@ -122,6 +122,9 @@ pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 pub(crate) fn is_full(text: &str) -> bool {
     text.starts_with("StorageFull") || text.contains("I/O error (os error 29)")
 }
+
+/// What a call into a guest is charged for besides its store, as documented.
+pub(crate) const CALL: u64 = 1920 << 10;
 
 /// Apps so far.
 static APPS: AtomicUsize = AtomicUsize::new(0);
@@ -239,6 +242,9 @@ pub(crate) struct Instance {
     directory: TempDir,
 }
 
+/// Why there is no answer, or not a whole one: maybe the instance is gone.
+pub(crate) type NoAnswer = Box<dyn std::error::Error + Send + Sync>;
+
 /// An answer, whole.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -285,8 +291,14 @@ impl Instance {
         self.try_send(method, path, body.into()).await.unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.lines.all()))
     }
 
-    pub(crate) async fn try_send(&self, method: &str, path: &str, body: Bytes) -> Result<Answer, hyper::Error> {
+    pub(crate) async fn try_send(&self, method: &str, path: &str, body: Bytes) -> Result<Answer, NoAnswer> {
         self.client().try_send(method, path, body).await
+    }
+
+    /// Waits until a request is at work: a call costs memory for as long as it lasts. `before`: what it had without.
+    pub(crate) async fn is_at_work(&self, before: Size) {
+        // Less than the whole: a call pays also for handles that the store was charged for while it was at rest.
+        eventually("the call is charged", || self.sandbox.usage().memory >= Size(before.0 + CALL / 2)).await;
     }
 
     /// Who sends requests to it, whether it lives or not.
@@ -326,8 +338,8 @@ impl Client {
     }
 
     /// One request on a connection of its own.
-    pub(crate) async fn try_send(&self, method: &str, path: &str, body: Bytes) -> Result<Answer, hyper::Error> {
-        let stream = TcpStream::connect(self.0).await.unwrap();
+    pub(crate) async fn try_send(&self, method: &str, path: &str, body: Bytes) -> Result<Answer, NoAnswer> {
+        let stream = TcpStream::connect(self.0).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
         let request = http::Request::builder().method(method).uri(path).header("host", "app.test").body(Full::new(body)).unwrap();

@@ -6,7 +6,7 @@ use dewar_protocol::{Bytes as Size, LogStream};
 use dewar_sandbox::{Instances, World};
 use libtest_mimic::Trial;
 
-use crate::fixture::{Plan, eventually, test};
+use crate::fixture::{PATIENCE, Plan, eventually, test};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -79,11 +79,13 @@ async fn both_worlds() {
 }
 
 async fn stores_are_used_again() {
-    let app = Plan::of("tests/http-driver").await.start().await;
+    // With one turn a request comes when the guest is done with the one before; else it may be answered and need its store still.
+    let app = Plan::of("tests/http-driver").await.http(|limits| limits.concurrent_requests = 1).start().await;
     for count in 1..=20 {
         assert_eq!(app.ok("/counter").await, count.to_string());
     }
-    let app = Plan::of("tests/http-driver").await.http(|limits| limits.requests_per_store = 2).start().await;
+    let app =
+        Plan::of("tests/http-driver").await.http(|limits| (limits.requests_per_store, limits.concurrent_requests) = (2, 1)).start().await;
     let counts = [app.ok("/counter").await, app.ok("/counter").await, app.ok("/counter").await];
     assert_eq!(counts, ["1", "2", "1"]);
 }
@@ -121,9 +123,9 @@ async fn fresh_within_quota() {
 async fn side_by_side() {
     let app = Plan::of("tests/http-driver").await.start().await;
     let start = Instant::now();
-    let answers = futures::future::join_all((0..20).map(|_| app.ok("/sleep?ms=500"))).await;
+    let answers = futures::future::join_all((0..20).map(|_| app.ok("/sleep?ms=1000"))).await;
     assert!(answers.iter().all(|text| text == "slept"));
-    assert!(start.elapsed() < Duration::from_secs(5), "one after the other: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(15), "one after the other: {:?}", start.elapsed());
 }
 
 async fn trap_is_told() {
@@ -211,11 +213,12 @@ async fn start_up_fails() {
 
 async fn start_up_spins() {
     let short = |limits: &mut dewar_sandbox::HttpLimits| limits.startup_timeout = Duration::from_millis(300);
+    let plan = Plan::of("tests/http-spin-at-start").await.http(short);
     let start = Instant::now();
-    let (exit, _) = Plan::of("tests/http-spin-at-start").await.http(short).try_start().await.err().expect("it spins");
+    let (exit, _) = plan.try_start().await.err().expect("it spins");
     assert!(exit.description.starts_with("still computing"), "{}", exit.description);
     assert!(exit.description.contains("busy"), "a named backtrace: {}", exit.description);
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 async fn wind_down() {
@@ -235,9 +238,9 @@ async fn wind_down() {
 
 async fn stop() {
     let app = Plan::of("tests/http-driver").await.start().await;
-    let (answer, exit) = tokio::join!(app.ok("/sleep?ms=700"), async {
-        eventually("the request is in work", || app.sandbox.usage().cpu > Duration::ZERO).await;
-        tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = app.sandbox.usage().memory;
+    let (answer, exit) = tokio::join!(app.ok("/sleep?ms=2000"), async {
+        app.is_at_work(before).await;
         app.sandbox.stop();
         app.exit().await
     });
@@ -253,7 +256,7 @@ async fn kill() {
         let killed = Instant::now();
         app.sandbox.kill();
         assert_eq!(app.exit().await.description, "killed");
-        assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
+        assert!(killed.elapsed() < Duration::from_secs(20), "{:?}", killed.elapsed());
     });
     assert!(answer.is_err(), "{answer:?}");
     let cpu = app.sandbox.usage().cpu;
@@ -265,15 +268,7 @@ async fn dropped() {
     let app = Plan::of("tests/http-driver").await.start().await;
     let address = app.address;
     drop(app);
-    let mut refused = false;
-    for _ in 0..200 {
-        refused = tokio::net::TcpStream::connect(address).await.is_err();
-        if refused {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert!(refused, "still listening");
+    eventually("nobody listens any more", || std::net::TcpStream::connect(address).is_err()).await;
 }
 
 async fn client_gone() {
@@ -282,20 +277,29 @@ async fn client_gone() {
         let gone = tokio::time::timeout(Duration::from_millis(200), app.get(path)).await;
         assert!(gone.is_err(), "{path} answered");
         // With one turn only, this one waits for as long as the other has not ended.
-        assert_eq!(tokio::time::timeout(Duration::from_secs(5), app.ok("/")).await.expect("a turn"), "http-driver");
+        assert_eq!(tokio::time::timeout(Duration::from_secs(20), app.ok("/")).await.expect("a turn"), "http-driver");
     }
     assert!(!app.lines.all().contains("wasm"), "no failure of the app: {}", app.lines.all());
 }
 
 async fn cpu_time() {
     let app = Plan::of("tests/http-driver").await.start().await;
-    app.ok("/sleep?ms=300").await;
-    let waited = app.sandbox.usage().cpu;
-    assert!(waited < Duration::from_millis(200), "waiting is not computing: {waited:?}");
-    app.ok("/spin?ms=300").await;
-    let computed = app.sandbox.usage().cpu - waited;
+    let mut waited = Vec::new();
+    // A machine that stands still in the middle of a slice charges it with that.
+    while waited.last().is_none_or(|waited| *waited >= Duration::from_millis(200)) {
+        assert!(waited.len() < 10, "waiting is not computing: {waited:?}");
+        let before = app.sandbox.usage().cpu;
+        app.ok("/sleep?ms=300").await;
+        waited.push(app.sandbox.usage().cpu - before);
+    }
+    let (mut computed, start, waited) = (Duration::ZERO, Instant::now(), app.sandbox.usage().cpu);
     // It spins for a time on the clock, and gets what the machine has left for it.
-    assert!(computed > Duration::from_millis(50) && computed <= Duration::from_millis(400), "{computed:?}");
+    while computed <= Duration::from_millis(50) {
+        app.ok("/spin?ms=300").await;
+        computed = app.sandbox.usage().cpu.saturating_sub(waited);
+        assert!(start.elapsed() < PATIENCE, "{computed:?}");
+    }
+    assert!(computed <= start.elapsed() + Duration::from_millis(100), "{computed:?} of {:?}", start.elapsed());
 }
 
 async fn output() {
@@ -309,7 +313,8 @@ async fn output() {
 
     let start = Instant::now();
     app.ok("/flood?lines=50000&bytes=100").await;
-    assert!(start.elapsed() < Duration::from_secs(10), "a guest waits for its log: {:?}", start.elapsed());
+    // At the rate of the log alone it would take 46 s.
+    assert!(start.elapsed() < Duration::from_secs(20), "a guest waits for its log: {:?}", start.elapsed());
     let lines = app.lines.of(LogStream::Out);
     assert!(lines.len() < 30_000, "{} lines passed", lines.len());
     app.sandbox.kill();

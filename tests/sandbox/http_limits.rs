@@ -26,7 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 async fn busy() {
     let limited = |limits: &mut dewar_sandbox::HttpLimits| (limits.concurrent_requests, limits.queued_requests) = (1, 2);
     let app = Plan::of("tests/http-driver").await.http(limited).start().await;
-    let mut answers = join_all((0..6).map(|_| app.get("/sleep?ms=500"))).await;
+    let mut answers = join_all((0..6).map(|_| app.get("/sleep?ms=1500"))).await;
     answers.sort_by_key(|answer| answer.status);
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses, [200, 200, 200, 503, 503, 503]);
@@ -35,16 +35,16 @@ async fn busy() {
 }
 
 async fn too_long() {
-    let app = Plan::of("tests/http-driver").await.http(|limits| limits.response_timeout = Duration::from_millis(300)).start().await;
+    let app = Plan::of("tests/http-driver").await.http(|limits| limits.response_timeout = Duration::from_millis(1500)).start().await;
     for path in ["/spin", "/never"] {
         let start = Instant::now();
         assert_eq!(app.get(path).await.status, 504, "{path}");
-        assert!(start.elapsed() < Duration::from_secs(3), "{path}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(20), "{path}: {:?}", start.elapsed());
         assert_eq!(app.ok("/").await, "http-driver");
     }
     let told = app.lines.all();
     assert!(told.contains("still computing") && told.contains("misbehaviour::spin"), "where it was: {told}");
-    assert!(told.contains("no answer within 300ms"), "{told}");
+    assert!(told.contains("no answer within 1.5s"), "{told}");
 }
 
 async fn late_crash() {
@@ -59,13 +59,13 @@ async fn late_crash() {
 async fn endless_answer() {
     let app = Plan::of("tests/http-driver")
         .await
-        .http(|limits| (limits.response_timeout, limits.total_timeout) = (Duration::from_millis(300), Duration::from_millis(900)))
+        .http(|limits| (limits.response_timeout, limits.total_timeout) = (Duration::from_millis(1500), Duration::from_millis(2000)))
         .start()
         .await;
     let start = Instant::now();
     let answer = app.try_send("GET", "/stream?chunks=1000&bytes=10&pause_ms=50", "".into()).await;
     assert!(answer.is_err(), "{answer:?}");
-    assert!(start.elapsed() > Duration::from_millis(600) && start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() > Duration::from_millis(1700) && start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert_eq!(app.ok("/").await, "http-driver");
 }
 
@@ -80,7 +80,7 @@ async fn tight_memory() {
 
 async fn idle_gives_way() {
     let app = Plan::of("tests/http-driver").await.quota(|quota| quota.memory = Size(32 << 20)).start().await;
-    let stores = join_all((0..8).map(|_| app.ok("/sleep?ms=300"))).await;
+    let stores = join_all((0..8).map(|_| app.ok("/sleep?ms=1500"))).await;
     assert_eq!(stores.len(), 8);
     let before = app.sandbox.usage().memory;
     assert!(before > Size(8 << 20), "eight stores: {before:?}");
@@ -127,7 +127,7 @@ async fn neighbours() {
         slowest = service => slowest,
         _ = join_all(attacks) => panic!("the attacks ended first"),
     };
-    assert!(slowest < Duration::from_secs(8), "a neighbour waited {slowest:?}");
+    assert!(slowest < Duration::from_secs(20), "a neighbour waited {slowest:?}");
 }
 
 async fn handles() {

@@ -185,7 +185,7 @@ async fn port_scan() {
     let outcomes = app.ok(&format!("/connect?to=127.0.0.1:{port}&times=1000")).await;
     assert!(count(&outcomes, "ok") >= 200 && count(&outcomes, "access-denied") > 0, "{outcomes}");
     // Requests draw on the same allowance.
-    let outcomes = app.ok(&format!("/fetch?url=http://127.0.0.1:{port}/&times=600")).await;
+    let outcomes = app.ok(&format!("/fetch?url=http://127.0.0.1:{port}/&times=2000")).await;
     assert!(count(&outcomes, "ErrorCode::ConnectionLimitReached") > 0, "{outcomes}");
 }
 

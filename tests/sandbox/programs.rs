@@ -1,7 +1,6 @@
 //! From a component to native code: what is refused, what compiling may cost, and whose native code is loaded.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -71,7 +70,7 @@ async fn time() {
     let start = Instant::now();
     let error = sandboxes.program(&guest("tests/http-driver")).await.expect_err("it takes longer");
     assert_eq!(error.to_string(), "compile component: it takes more than 20ms on the clock");
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(20));
 }
 
 async fn size() {
@@ -90,8 +89,11 @@ async fn no_compiler() {
 pub(crate) fn counting_compiler(directory: &Path) -> (PathBuf, PathBuf) {
     let (script, runs) = (directory.join("compiler"), directory.join("runs"));
     let text = format!("#!/bin/sh\necho run >>'{}'\nexec '{}' \"$@\"\n", runs.display(), std::env::current_exe().unwrap().display());
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(directory.join("text"), text).unwrap();
+    // Copied by another process: a child that another test has forked meanwhile would hold a file that is open for writing here, and
+    // nobody can run such a file.
+    let copied = std::process::Command::new("install").args(["-m", "755"]).arg(directory.join("text")).arg(&script).status();
+    assert!(copied.unwrap().success());
     (script, runs)
 }
 
