@@ -22,7 +22,7 @@ const LINE_BYTES: usize = 8 << 10;
 /// What a file's length is rounded up to.
 const BLOCK: u64 = 4096;
 /// How long the host may take to let go of what an instance held.
-const LETTING_GO: Duration = Duration::from_secs(10);
+const LETTING_GO: Duration = Duration::from_secs(30);
 
 /// Looks on while an instance runs.
 pub(crate) struct Witness {

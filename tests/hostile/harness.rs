@@ -20,7 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("harness::notices_an_instance_that_does_not_die", || {
             fails(driver("", "").asks_at_once(3, "/trap", "500|none").dies("app instance exited"), "was expected")
         }),
-        test("harness::notices_a_neighbour_that_fails", || neighbour("/trap", Duration::from_secs(10), "500")),
+        test("harness::notices_a_neighbour_that_fails", || neighbour("/status?code=500&text=x", Duration::from_secs(30), "500")),
         test("harness::notices_a_neighbour_that_is_slow", || neighbour("/sleep?ms=500", Duration::from_millis(100), "no answer within")),
         test("harness::notices_a_file_that_stays_open", open_file),
         test("harness::notices_a_socket_that_stays", socket),

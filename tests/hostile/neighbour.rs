@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::fixture::{Instance, Plan};
 
 /// How long an answer may take. The machine has few cores and attackers that compute have a share of them.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Between an answer and the next request.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Requests that are answered during an attack, at least, however short it is.

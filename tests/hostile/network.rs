@@ -49,6 +49,8 @@ pub(crate) fn attacks() -> Vec<Attack> {
         .serves_on(),
         driver("network::its_own_router_and_itself", "the platform's addresses are the operator's own network")
             .egress(everybody())
+            // With one turn all come to the same store.
+            .http(|limits| limits.concurrent_requests = 1)
             .does(itself_is_refused)
             .serves_on(),
         driver("network::port_theft", "an http app listens nowhere")
@@ -146,7 +148,7 @@ async fn with_server(says: &'static [u8], for_ever: bool, sees: &'static str) {
     let upon = driver("", "")
         .egress(policy)
         .quota(|quota| quota.memory = Bytes(16 << 20))
-        .http(|limits| limits.response_timeout = 5 * SOON)
+        .http(|limits| limits.response_timeout = 2 * SOON)
         .asks(&format!("/fetch?url=http://127.0.0.1:{port}/"), sees)
         .serves_on();
     upon.run().await;

@@ -7,7 +7,7 @@ use crate::components;
 use crate::fixture::{runtime, sandboxes};
 
 /// How long the process may take to let go of what it held: threads that wait for blocking work stay for ten seconds.
-const LETTING_GO: Duration = Duration::from_secs(30);
+const LETTING_GO: Duration = Duration::from_secs(60);
 
 /// Descriptors and threads.
 pub(crate) struct Inventory {

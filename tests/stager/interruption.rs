@@ -27,7 +27,7 @@ async fn stop_when(world: &World, message: &Value, at: impl Fn() -> bool) {
         })
     };
     assert_eq!(outcome.unwrap_err().error.message, "Error staging: task stopped");
-    assert!(stopped_at.unwrap().elapsed() < Duration::from_secs(5), "it ends at once");
+    assert!(stopped_at.unwrap().elapsed() < Duration::from_secs(20), "it ends at once");
 }
 
 pub(crate) async fn a_staging_that_is_stopped_leaves_nothing() {
@@ -90,7 +90,7 @@ pub(crate) async fn what_a_killed_process_left_is_removed() {
 
 pub(crate) async fn two_pushes_of_one_app_at_once() {
     let world = World::new().await;
-    let message = world.driven("compile: print compiled\ncompile: count /cache/runs\ncompile: sleep 300\n");
+    let message = world.driven("compile: print compiled\ncompile: count /cache/runs\ncompile: sleep 2000\n");
     let stage = || async {
         let log = Arc::new(Log::default());
         log.line(LogStream::Out, "begins");

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::test_server::{Answer, Request, Server};
 
 /// How long anything may take. Compiling a component in a debug build on a busy machine is the slowest.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs a scenario to its end or its failure.
 pub(crate) fn run(scenario: impl Future<Output = ()>) {
@@ -133,7 +133,7 @@ impl World {
         let served = Arc::clone(&files);
         let controller = Server::start(move |request| answer(&served, request)).await;
         let config = TransferConfig {
-            inactivity_timeout: Duration::from_millis(1500),
+            inactivity_timeout: Duration::from_secs(4),
             pause: Duration::from_millis(5),
             poll_interval: Duration::from_millis(10),
             ..TransferConfig::default()
