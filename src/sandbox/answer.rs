@@ -1,6 +1,6 @@
 //! One request on its way through a guest, and the answer on its way back.
 //!
-//! The guest's work belongs to the task of the client's connection, which polls it first until there is the head of an answer, then
+//! The work of a guest that has a store to itself belongs to the task of the client's connection, which polls it first until there is the head of an answer, then
 //! whenever it polls the body. So a client that goes away takes its guest with it, and one that reads slowly slows it down. What a guest still has to
 //! do after its answer is complete, it does in a task of its own.
 
@@ -16,10 +16,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, Sleep, sleep_until};
 use wasmtime_wasi_http::{Error, WasiBody};
 
-use crate::guest::{Alarm, TRAP_GRACE};
+use crate::alarm::{Alarm, TRAP_GRACE};
 use crate::http::App;
-use crate::pool::Worker;
+use crate::pool::{Place, Worker};
 use crate::scheduled::Scheduled;
+use crate::service::{Deadlines, Seat, Service};
 
 /// How a guest's answer gets out of its store; an error is the guest's own error code.
 pub(crate) type Answering = oneshot::Sender<Result<Response<WasiBody>, String>>;
@@ -30,11 +31,19 @@ pub(crate) struct Ended {
     pub(crate) outcome: Result<(), wasmtime::Error>,
 }
 
-/// A guest at work on a request. Dropping it ends the guest's store, if it is not done.
+/// How a guest works on a request.
+enum Work {
+    /// In a store of its own, whenever the client's connection polls it.
+    Alone(Scheduled<Ended>, Arc<Alarm>),
+    /// In a store and a task that it shares.
+    Shared(Seat),
+}
+
+/// A guest at work on a request. Dropping it ends the guest's store, if it is not done and nobody else needs it.
 pub(crate) struct Exchange {
     app: Arc<App>,
-    work: Option<Scheduled<Ended>>,
-    alarm: Arc<Alarm>,
+    /// `None` when there is no more.
+    work: Option<Work>,
     start: Instant,
     deadline: Pin<Box<Sleep>>,
     /// The guest trapped: what there is of its answer is not the whole.
@@ -56,35 +65,52 @@ impl Exchange {
     pub(crate) fn begin(
         app: Arc<App>,
         turn: OwnedSemaphorePermit,
-        mut worker: Worker,
+        place: Place,
         request: http::Request<WasiBody>,
         start: Instant,
     ) -> (Self, Head) {
         let (answering, head) = oneshot::channel();
-        let alarm = worker.store.data().alarm();
         let deadline = start + app.limits.response_timeout;
-        alarm.set(deadline.into_std());
-        let work = async move {
-            let outcome = worker.call(request, answering).await;
-            Ended { worker, outcome }
+        let seat = match place {
+            Place::Store(worker) if app.pool.shares() => Ok(Service::start(&app, worker)),
+            Place::Seat(seat) => Ok(seat),
+            Place::Store(worker) => Err(worker),
         };
-        let work = Some(app.cpu.schedule(work));
+        let work = match seat {
+            Ok(seat) => {
+                let times = Deadlines { head: deadline, end: start + app.limits.total_timeout };
+                Work::Shared(seat.give(request, answering, times))
+            }
+            Err(mut worker) => {
+                let alarm = worker.store.data().alarm();
+                alarm.set(deadline.into_std());
+                let work = async move {
+                    let outcome = worker.call(request, answering).await;
+                    Ended { worker, outcome }
+                };
+                Work::Alone(app.cpu.schedule(work), alarm)
+            }
+        };
         // A guest that computes at the deadline is to trap first, since a trap says where it was.
         let deadline = Box::pin(sleep_until(deadline + TRAP_GRACE));
-        (Self { app, work, alarm, start, deadline, trapped: false, _turn: turn }, head)
+        (Self { app, work: Some(work), start, deadline, trapped: false, _turn: turn }, head)
     }
 
     /// Runs the guest until it answers.
     pub(crate) async fn head(&mut self, mut head: Head) -> Result<Response<WasiBody>, NoAnswer> {
         let answer = std::future::poll_fn(|cx| {
             self.poll_work(cx);
-            match Pin::new(&mut head).poll(cx) {
+            let answer = Pin::new(&mut head).poll(cx);
+            if matches!(answer, Poll::Ready(Err(_))) {
+                self.work = None;
+            }
+            match answer {
                 Poll::Ready(Ok(answer)) => Poll::Ready(answer.map_err(|code| {
                     self.app.complain(&format!("the app answered with an error: {code}"));
                     NoAnswer::Failed
                 })),
                 // The guest has ended without an answer, maybe because its time was up.
-                Poll::Ready(Err(_)) if self.alarm.has_gone() => Poll::Ready(Err(NoAnswer::Late)),
+                Poll::Ready(Err(_)) if self.start.elapsed() >= self.app.limits.response_timeout => Poll::Ready(Err(NoAnswer::Late)),
                 Poll::Ready(Err(_)) => Poll::Ready(Err(NoAnswer::Failed)),
                 Poll::Pending => self.deadline.as_mut().poll(cx).map(|()| Err(NoAnswer::Late)),
             }
@@ -97,7 +123,9 @@ impl Exchange {
             Err(NoAnswer::Late | NoAnswer::Failed) => {}
             Ok(_) => {
                 let deadline = self.start + self.app.limits.total_timeout;
-                self.alarm.set(deadline.into_std());
+                if let Some(Work::Alone(_, alarm)) = &self.work {
+                    alarm.set(deadline.into_std());
+                }
                 self.deadline.as_mut().reset(deadline + TRAP_GRACE);
             }
         }
@@ -105,28 +133,41 @@ impl Exchange {
     }
 
     fn poll_work(&mut self, cx: &mut Context<'_>) {
-        if let Some(work) = &mut self.work
-            && let Poll::Ready(ended) = Pin::new(work).poll(cx)
-        {
-            self.work = None;
-            self.trapped = ended.outcome.is_err();
-            self.app.ended(ended);
+        match &mut self.work {
+            Some(Work::Alone(work, _)) => {
+                if let Poll::Ready(ended) = Pin::new(work).poll(cx) {
+                    self.work = None;
+                    self.trapped = ended.outcome.is_err();
+                    self.app.ended(ended);
+                }
+            }
+            Some(Work::Shared(seat)) => self.trapped = seat.is_broken(),
+            None => {}
         }
+    }
+
+    /// Whether the guest has ended before its time. One in a task of its own may do so at any moment.
+    fn has_broken(&self) -> bool {
+        self.trapped || matches!(&self.work, Some(Work::Shared(seat)) if seat.is_broken())
     }
 
     /// Lets the guest finish on its own what it still has to do.
     fn finish(mut self) {
-        if self.work.is_none() {
-            return;
+        match self.work.take() {
+            None => {}
+            Some(Work::Shared(seat)) => seat.finish(),
+            alone @ Some(Work::Alone(..)) => {
+                self.work = alone;
+                let app = self.app.clone();
+                app.spawn(async move {
+                    std::future::poll_fn(|cx| {
+                        self.poll_work(cx);
+                        if self.work.is_none() { Poll::Ready(()) } else { self.deadline.as_mut().poll(cx) }
+                    })
+                    .await;
+                });
+            }
         }
-        let app = self.app.clone();
-        app.spawn(async move {
-            std::future::poll_fn(|cx| {
-                self.poll_work(cx);
-                if self.work.is_none() { Poll::Ready(()) } else { self.deadline.as_mut().poll(cx) }
-            })
-            .await;
-        });
     }
 }
 
@@ -202,7 +243,7 @@ impl GuestBody {
             }
             Poll::Ready(Some(Err(error))) => error,
             // With its store a body ends as if it were complete, and a client would take it for that.
-            Poll::Ready(None) if exchange.trapped => Error::HttpResponseIncomplete,
+            Poll::Ready(None) if exchange.has_broken() => Error::HttpResponseIncomplete,
             Poll::Ready(None) => {
                 self.inner = None;
                 // A guest that waited for just this is done now, and its store free for the next request.

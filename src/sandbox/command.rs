@@ -8,9 +8,10 @@ use wasmtime::{Error, Store};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
 
 use crate::Exit;
+use crate::alarm::TRAP_GRACE;
 use crate::core_dump::CoreDumps;
 use crate::cpu::CpuAccount;
-use crate::guest::{Guest, TRAP_GRACE};
+use crate::guest::Guest;
 use crate::instance::{Orders, Parts};
 use crate::trap;
 

@@ -115,6 +115,11 @@ impl Slice {
     }
 }
 
+/// Whether the guest that this thread has just run in a slice was put aside while it computed.
+pub(crate) fn is_slice_over() -> bool {
+    matches!(SLICE_NOW.get(), SliceNow::Over(..))
+}
+
 /// What a guest is to do at a tick.
 pub(crate) fn at_tick() -> UpdateDeadline {
     let (cpu, at) = match SLICE_NOW.get() {

@@ -1,16 +1,16 @@
 //! A guest's store: what it holds, what it is granted, what it may use.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use dewar_protocol::{Bytes, LogStream};
 use wasmtime::component::{Linker, ResourceTable};
-use wasmtime::{Engine, Error, Result, Store};
+use wasmtime::{Engine, Error, Result, Store, StoreContextMut};
 use wasmtime_wasi::filesystem::WasiFilesystemCtxView;
 use wasmtime_wasi::sockets::WasiSocketsCtxView;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::alarm::{Alarm, CallDeadlines};
 use crate::engine::Calls;
 use crate::epoch;
 use crate::filesystem::{CountedFiles, CountedFilesystem, HasCountedFiles};
@@ -45,12 +45,18 @@ pub(crate) struct Guest {
     sockets: HeldSockets,
     memory: StoreMemory,
     alarm: Arc<Alarm>,
+    calls: CallDeadlines,
 }
 
 impl Guest {
     /// When computing becomes a trap.
     pub(crate) fn alarm(&self) -> Arc<Alarm> {
         self.alarm.clone()
+    }
+
+    /// When computing becomes a trap for one of several calls.
+    pub(crate) fn calls(&mut self) -> &mut CallDeadlines {
+        &mut self.calls
     }
 
     /// The last growth of memory that was refused since the last call.
@@ -149,6 +155,7 @@ impl Blueprint {
             files: CountedFiles::new(self.ledger.clone(), self.handles.clone(), self.memory.clone()),
             memory,
             alarm: Arc::default(),
+            calls: CallDeadlines::default(),
         };
         let mut store = Store::try_new(engine, guest)?;
         store.limiter(|guest| &mut guest.memory);
@@ -156,7 +163,7 @@ impl Blueprint {
         store.set_max_component_handles(COMPONENT_HANDLES);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(|mut store| {
-            if store.data().alarm.has_gone() {
+            if is_late(&mut store)? {
                 Err(Error::msg("still computing when its time was up"))
             } else {
                 store.data_mut().settle_held()?;
@@ -176,23 +183,14 @@ impl Blueprint {
     }
 }
 
-/// How long after its deadline a guest that computes is given to trap by itself, since a trap says where it was.
-pub(crate) const TRAP_GRACE: Duration = Duration::from_millis(100);
-
-/// When a guest that still computes is to trap, so that a backtrace tells where it was. Never, to begin with.
-#[derive(Debug, Default)]
-pub(crate) struct Alarm(Mutex<Option<Instant>>);
-
-impl Alarm {
-    pub(crate) fn set(&self, time: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+/// Whether the time of the call that computes now is up.
+fn is_late(store: &mut StoreContextMut<'_, Guest>) -> Result<bool> {
+    if store.data().calls.one_is_due() {
+        // The last is the one that the host has called.
+        let call = store.async_call_stack()?.last();
+        if let Some(is_due) = call.and_then(|call| store.data().calls.is_due(call)) {
+            return Ok(is_due);
+        }
     }
-
-    pub(crate) fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    pub(crate) fn has_gone(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|time| Instant::now() >= time)
-    }
+    Ok(store.data().alarm.has_gone())
 }

@@ -1,7 +1,7 @@
 //! Runs a `wasi:http` droplet: Dewar listens on the instance's address and hands requests to the guest.
 //!
-//! One request has one store to itself; a store that has answered is used again. What goes wrong in a request ends its store and
-//! is told to the app's log with a backtrace. The instance as a whole has crashed when
+//! One request has one store to itself, or shares one with others where the guest is of WASI 0.3; a store that has answered is used
+//! again. What goes wrong in a request ends its store and is told to the app's log with a backtrace. The instance as a whole has crashed when
 //! - its start-up code fails, or a store cannot be made for want of memory while there is no other;
 //! - the guest calls `exit`;
 //! - our own code panics while it serves a request;
@@ -186,7 +186,7 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
     let log = blueprint.log.clone();
     let pool = Pool::new(pre, blueprint, core_dumps.clone(), cpu.clone(), &limits, shared.crowd.clone());
     let began = Instant::now();
-    let first = pool.take().await.map_err(|cause| exit_of(&cause))?;
+    let first = pool.take_store().await.map_err(|cause| exit_of(&cause))?;
     if began.elapsed() > CHEAP_START {
         pool.keep(first);
     } else {

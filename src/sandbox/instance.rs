@@ -71,12 +71,15 @@ pub struct HttpLimits {
     pub instances: Instances,
     /// How many requests a store answers before it is replaced by a fresh one; of no meaning for [`Instances::Fresh`].
     pub requests_per_store: u32,
+    /// How many requests a store of WASI 0.3 may have at a time, at least 1; of no meaning for 0.2, whose guests answer one after the
+    /// other, and for [`Instances::Fresh`].
+    pub concurrent_requests_per_store: usize,
 }
 
 /// What a request meets of those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Instances {
-    /// The state that others left in memory: a store answers many requests, one after the other.
+    /// The state that others left in memory: a store answers many requests, one after the other or, with WASI 0.3, side by side.
     #[default]
     Reuse,
     /// None: each request has a store that was never used. Costs more; stores are made ahead where memory allows.
@@ -97,6 +100,7 @@ impl Default for HttpLimits {
             startup_timeout: Duration::from_secs(60),
             instances: Instances::default(),
             requests_per_store: 10_000,
+            concurrent_requests_per_store: 16,
             response_timeout: Duration::from_secs(60),
             total_timeout: Duration::from_secs(900),
         }

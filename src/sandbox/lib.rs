@@ -6,6 +6,7 @@
 //! Whatever comes from a guest is hostile: memory, disk, handles, log, network, CPU and the size of everything that the host
 //! holds for it are limited in the module that is named after them, and a guest's end is an [`Exit`], never an error of ours.
 
+mod alarm;
 mod answer;
 mod artifacts;
 mod command;
@@ -37,6 +38,7 @@ mod refusals;
 mod sandboxes;
 mod scheduled;
 mod serve;
+mod service;
 mod staging;
 mod stream;
 mod trap;

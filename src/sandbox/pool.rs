@@ -1,4 +1,4 @@
-//! The stores of an http instance, made when needed and used again.
+//! The stores of an http instance, made when needed and used again, by several requests at a time where the guest can ([`Service`]).
 //!
 //! All of them live within the instance's memory budget. A store that lies idle is dropped when another needs its memory, or
 //! when it has not been used for [`IDLE`]; the last one stays, unless another instance finds no place for one ([`Crowd`]).
@@ -13,19 +13,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use wasmtime::component::Accessor;
 use wasmtime::{Engine, Error, PoolConcurrencyLimitError, Store};
 use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
-use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
+use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2};
 
-use crate::answer::{Answering, Watched};
+use crate::alarm::TRAP_GRACE;
+use crate::answer::Answering;
 use crate::core_dump::CoreDumps;
 use crate::cpu::CpuAccount;
 use crate::crowd::{Crowd, Idle};
-use crate::guest::{Blueprint, Guest, TRAP_GRACE};
+use crate::guest::{Blueprint, Guest};
 use crate::limits::{Reclaim, Refused};
-use crate::{HttpLimits, Instances, engine};
+use crate::service::{Seat, Service};
+use crate::{HttpLimits, Instances, engine, service};
 
 /// How long a store may lie idle.
 const IDLE: Duration = Duration::from_secs(30);
@@ -41,8 +42,12 @@ pub(crate) struct Pool {
     cpu: Arc<CpuAccount>,
     startup_timeout: Duration,
     requests_per_store: u32,
+    /// Whether a store takes more than one request at a time.
+    shares: bool,
     live: Arc<AtomicUsize>,
     idle: Mutex<Vec<Worker>>,
+    /// Those that take requests while they are at work on others.
+    services: Mutex<Vec<Arc<Service>>>,
     /// Used up, to be dropped by [`Self::prepare`].
     spent: Mutex<Vec<Worker>>,
     instances: Instances,
@@ -54,6 +59,14 @@ pub(crate) struct Pool {
     released: Arc<Notify>,
     /// With whom the engine's places are shared.
     crowd: Arc<Crowd>,
+}
+
+/// Where a request is answered.
+pub(crate) enum Place {
+    /// In a store of which it is the first request.
+    Store(Worker),
+    /// Beside others.
+    Seat(Seat),
 }
 
 /// Why there is no store.
@@ -74,6 +87,7 @@ impl Pool {
         crowd: Arc<Crowd>,
     ) -> Arc<Self> {
         let pool = Arc::new(Self {
+            shares: limits.instances == Instances::Reuse && limits.concurrent_requests_per_store > 1 && matches!(*pre, ProxyPre::P3(_)),
             pre,
             blueprint,
             core_dumps,
@@ -86,6 +100,7 @@ impl Pool {
             taken: Notify::new(),
             live: Arc::default(),
             idle: Mutex::new(Vec::new()),
+            services: Mutex::new(Vec::new()),
             released: Arc::default(),
             crowd,
         });
@@ -104,17 +119,30 @@ impl Pool {
         self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An idle store, or a new one. Waits for one to be given back when there is no memory for another.
-    pub(crate) async fn take(&self) -> Result<Worker, NoStore> {
-        if let Some(worker) = self.take_idle() {
-            return Ok(worker);
+    fn services(&self) -> MutexGuard<'_, Vec<Arc<Service>>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place beside others, an idle store, or a new one. Waits for one of them when there is no memory for another store.
+    pub(crate) async fn take(&self) -> Result<Place, NoStore> {
+        self.find(|| self.join().map(Place::Seat).or_else(|| self.take_idle().map(Place::Store)), Place::Store).await
+    }
+
+    /// A store for nobody else, idle or new. Waits as well.
+    pub(crate) async fn take_store(&self) -> Result<Worker, NoStore> {
+        self.find(|| self.take_idle(), |worker| worker).await
+    }
+
+    async fn find<P>(&self, at_hand: impl Fn() -> Option<P>, new: impl FnOnce(Worker) -> P) -> Result<P, NoStore> {
+        if let Some(place) = at_hand() {
+            return Ok(place);
         }
         loop {
             let mut released = pin!(self.released.notified());
             // Before looking, so that what is given back meanwhile is not missed.
             released.as_mut().enable();
-            if let Some(worker) = self.take_idle() {
-                return Ok(worker);
+            if let Some(place) = at_hand() {
+                return Ok(place);
             }
             match self.make().await {
                 Err(NoStore::Failed(error, None)) if error.is::<PoolConcurrencyLimitError>() && self.crowd.make_room(self.engine()) => {}
@@ -124,9 +152,37 @@ impl Pool {
                     }
                     released.await;
                 }
-                made => return made,
+                made => return made.map(new),
             }
         }
+    }
+
+    /// A place beside others.
+    fn join(&self) -> Option<Seat> {
+        if !self.shares {
+            return None;
+        }
+        self.services().iter().find_map(|service| service.join(&self.blueprint.memory))
+    }
+
+    /// Whether a store takes more than one request at a time.
+    pub(crate) fn shares(&self) -> bool {
+        self.shares
+    }
+
+    /// A store takes requests while it is at work.
+    pub(crate) fn began(&self, service: Arc<Service>) {
+        self.services().push(service);
+    }
+
+    /// It does so no more.
+    pub(crate) fn over(&self, service: &Arc<Service>) {
+        self.services().retain(|other| !Arc::ptr_eq(other, service));
+    }
+
+    /// What tells those who wait that there may be a place.
+    pub(crate) fn released(&self) -> Arc<Notify> {
+        self.released.clone()
     }
 
     fn take_idle(&self) -> Option<Worker> {
@@ -182,9 +238,8 @@ impl Pool {
         }
     }
 
-    /// Gives a store back that has answered a request.
+    /// Gives a store back that has answered what it was given.
     pub(crate) fn give_back(&self, mut worker: Worker) {
-        worker.served += 1;
         // What was refused to this request is no excuse for the next.
         worker.store.data_mut().take_refused_memory();
         worker.store.data_mut().memory().end_call();
@@ -314,11 +369,12 @@ impl Drop for Live {
     }
 }
 
-/// A store that answers one request at a time.
+/// A store, and what calls go into.
 pub(crate) struct Worker {
     pub(crate) store: Store<Guest>,
-    proxy: Proxy,
-    served: u32,
+    pub(crate) proxy: Proxy,
+    /// How many requests it has been given.
+    pub(crate) served: u32,
     idle_since: Instant,
     /// Last, so that the memory is free when those who wait for it hear of it.
     _live: Live,
@@ -327,9 +383,10 @@ pub(crate) struct Worker {
 impl Worker {
     /// Has the guest answer a request. Ends when the guest is done with it, which may be long after the answer began.
     pub(crate) async fn call(&mut self, request: http::Request<WasiBody>, answering: Answering) -> Result<(), Error> {
+        self.served += 1;
         match &self.proxy {
             Proxy::P2(proxy) => call_p2(&mut self.store, proxy, request, answering).await,
-            Proxy::P3(service) => call_p3(&mut self.store, service, request, answering).await,
+            Proxy::P3(guest) => service::call::alone(&mut self.store, guest, request, answering).await,
         }
     }
 
@@ -353,34 +410,4 @@ async fn call_p2(
         let _ = answering.send(answer.map_err(|code| format!("{code:?}")));
     })?;
     proxy.wasi_http_incoming_handler().call_handle(store, request, answer).await
-}
-
-async fn call_p3(
-    store: &mut Store<Guest>,
-    service: &p3::bindings::Service,
-    request: http::Request<WasiBody>,
-    answering: Answering,
-) -> Result<(), Error> {
-    let (request, received) = p3::Request::from_http(store.data_mut().http().hooks, request);
-    store
-        .run_concurrent(async |accessor: &Accessor<Guest>| {
-            let response = match service.handle(accessor, request).await? {
-                Ok(response) => response,
-                Err(code) => {
-                    // As above.
-                    let _ = answering.send(Err(format!("{code:?}")));
-                    return Ok(());
-                }
-            };
-            let response = accessor.with(|store| response.into_http(store, received))?;
-            let (response, consumed) = Watched::over(response);
-            // As above.
-            let _ = answering.send(Ok(response));
-            // The body comes from within this store, so it has to be driven until nobody reads it any more. An error only says
-            // that this is so.
-            let _ = consumed.await;
-            std::future::poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
-            Ok(())
-        })
-        .await?
 }

@@ -52,11 +52,11 @@ async fn try_answer(app: Arc<App>, request: Request<Incoming>) -> Result<Respons
     let start = Instant::now();
     let deadline = start + app.limits.response_timeout;
     let turn = timeout_at(deadline, app.turn()).await.ok().flatten().ok_or(Refusal::Busy)?;
-    let worker = timeout_at(deadline, app.pool.take()).await.map_err(|_| Refusal::Busy)?.map_err(|cause| {
+    let place = timeout_at(deadline, app.pool.take()).await.map_err(|_| Refusal::Busy)?.map_err(|cause| {
         app.no_store(&cause);
         Refusal::Failed("the app cannot start")
     })?;
-    let (mut exchange, head) = Exchange::begin(app.clone(), turn, worker, request, start);
+    let (mut exchange, head) = Exchange::begin(app.clone(), turn, place, request, start);
     let response = exchange.head(head).await.map_err(|cause| match cause {
         NoAnswer::Failed => Refusal::Failed("the app failed to answer"),
         NoAnswer::Late => Refusal::Late,

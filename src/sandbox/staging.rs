@@ -16,9 +16,10 @@ use wasmtime_wasi::FsPerms;
 
 use self::bindings::BuildpackPre;
 use self::bindings::exports::dewar::buildpack::lifecycle::World as WitWorld;
+use crate::alarm::TRAP_GRACE;
 use crate::cpu::{CpuAccount, CpuQuota};
 use crate::given::{Given, Mount};
-use crate::guest::{Blueprint, Guest, TRAP_GRACE};
+use crate::guest::{Blueprint, Guest};
 use crate::handles::Handles;
 use crate::ledger::{DiskLimit, Ledger};
 use crate::limits::{Mebibytes, MemoryBudget, Refused};

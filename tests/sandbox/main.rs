@@ -19,6 +19,7 @@ mod network;
 mod panics;
 mod programs;
 mod quotas;
+mod services;
 mod staging;
 #[path = "../http/strict.rs"]
 mod strict;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         panics::trials(),
         programs::trials(),
         quotas::trials(),
+        services::trials(),
         staging::trials(),
         wire::trials(),
     ];

@@ -46,8 +46,9 @@ fn http(reader: &mut Reader) -> HttpLimits {
     let mut count = |key, default: usize| {
         usize::try_from(reader.integer(key, u64::try_from(default).unwrap_or(u64::MAX), 1..=1 << 24)).unwrap_or(default)
     };
-    let (concurrent_requests, queued_requests, connections, head_bytes, headers) = (
+    let (concurrent_requests, concurrent_requests_per_store, queued_requests, connections, head_bytes, headers) = (
         count("instance.http.concurrent_requests", default.concurrent_requests),
+        count("instance.http.concurrent_requests_per_store", default.concurrent_requests_per_store),
         count("instance.http.queued_requests", default.queued_requests),
         count("instance.http.connections", default.connections),
         count("instance.http.head_bytes", default.head_bytes),
@@ -55,6 +56,7 @@ fn http(reader: &mut Reader) -> HttpLimits {
     );
     HttpLimits {
         concurrent_requests,
+        concurrent_requests_per_store,
         queued_requests,
         connections,
         head_bytes,

@@ -59,6 +59,11 @@ pub(super) const KEYS: &[(&str, &str, &str)] = &[
     ("instance.cpu_cap", "100", "Percent of one core that an instance gets at most. By default all that there is."),
     ("instance.core_dumps", "", "Keep the memory of an instance that traps, with all secrets in it, as logs/core.wasm among its files."),
     ("instance.http.instances", "", "reuse, or fresh for a store of its own for each request; DEWAR_INSTANCES of an app counts first."),
+    (
+        "instance.http.concurrent_requests_per_store",
+        "",
+        "Requests that a store of WASI 0.3 may have at a time: they share its memory, and what ends one of them ends all.",
+    ),
     ("instance.http.requests_per_store", "", "Requests after which a store that is used again is made anew."),
     ("instance.http.concurrent_requests", "", "Requests that one instance works on at a time."),
     ("instance.http.queued_requests", "", "Requests that wait for one instance; one more is answered 503."),

@@ -1,5 +1,8 @@
-//! Answers every request with a line of text, and a POST with its own body: an HTTP service of WASI 0.3.
+//! Answers requests with a line of text, a POST with its own body, and does what some paths ask for: an HTTP service of WASI 0.3.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use wasip3::clocks::monotonic_clock::wait_for;
 use wasip3::http::client;
 use wasip3::http::types::{ErrorCode, Fields, Method, Request, Response, Scheme};
 use wasip3::{wit_bindgen, wit_future, wit_stream};
@@ -16,15 +19,66 @@ impl wasip3::exports::http::handler::Guest for Service {
             return Ok(response);
         }
         let path = request.get_path_with_query().unwrap_or_default();
-        match path.strip_prefix("/fetch?url=") {
-            Some(url) => Ok(fetch(url).await.unwrap_or_else(|code| {
-                let response = text(format!("{code:?}\n"));
-                let _ = response.set_status_code(422);
-                response
-            })),
-            None => Ok(text("Hello from WASI 0.3\n".to_owned())),
+        let (action, number) = path.rsplit_once('=').unwrap_or((&path, ""));
+        let number = number.parse().unwrap_or(0);
+        match action {
+            "/wait?ms" => Ok(wait(number).await),
+            "/parts?ms" => Ok(parts(number)),
+            "/later?ms" => Ok(later(number)),
+            "/spin?ms" => {
+                wait(number).await;
+                loop {
+                    std::hint::spin_loop();
+                }
+            }
+            "/panic?ms" => {
+                wait(number).await;
+                panic!("as asked");
+            }
+            _ => match path.strip_prefix("/fetch?url=") {
+                Some(url) => Ok(fetch(url).await.unwrap_or_else(|code| {
+                    let response = text(format!("{code:?}\n"));
+                    let _ = response.set_status_code(422);
+                    response
+                })),
+                None => Ok(text("Hello from WASI 0.3\n".to_owned())),
+            },
         }
     }
+}
+
+/// Says that it waits, and answers after some milliseconds with how many wait in this store by then, itself included, and how many
+/// ever did.
+async fn wait(ms: u64) -> Response {
+    static WAIT: AtomicU32 = AtomicU32::new(0);
+    static EVER: AtomicU32 = AtomicU32::new(0);
+    WAIT.fetch_add(1, Ordering::Relaxed);
+    EVER.fetch_add(1, Ordering::Relaxed);
+    println!("waits");
+    wait_for(ms * 1_000_000).await;
+    text(format!("{} of {}", WAIT.fetch_sub(1, Ordering::Relaxed), EVER.load(Ordering::Relaxed)))
+}
+
+/// Answers at once with one part of a body, and after some milliseconds with another.
+fn parts(ms: u64) -> Response {
+    let (mut output, body) = wit_stream::new();
+    let (_no_trailers, trailers) = wit_future::new(|| Ok(None));
+    let (response, _sent) = Response::new(Fields::new(), Some(body), trailers);
+    wit_bindgen::spawn_local(async move {
+        let _ = output.write_all(b"one".to_vec()).await;
+        wait_for(ms * 1_000_000).await;
+        let _ = output.write_all(b"two".to_vec()).await;
+    });
+    response
+}
+
+/// Answers at once, and has something to do for some milliseconds more, which it says then.
+fn later(ms: u64) -> Response {
+    wit_bindgen::spawn_local(async move {
+        wait_for(ms * 1_000_000).await;
+        println!("done {ms} ms later");
+    });
+    text("later".to_owned())
 }
 
 fn text(text: String) -> Response {
