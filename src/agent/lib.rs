@@ -47,6 +47,9 @@ mod tls;
 mod tree;
 
 #[cfg(test)]
+#[path = "../../tests/free_port.rs"]
+mod free_port;
+#[cfg(test)]
 mod test_authority;
 #[cfg(test)]
 mod test_server;

@@ -155,17 +155,16 @@ mod tests {
     use std::net::{Ipv4Addr, TcpStream};
 
     use super::*;
+    use crate::free_port::free_port;
 
     const IP: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     /// Three neighbouring ports of which the middle one is held by somebody else.
     fn range_with_taken_middle() -> (RangeInclusive<u16>, TcpListener) {
         loop {
-            let taken = TcpListener::bind((IP, 0)).unwrap();
-            let middle = taken.local_addr().unwrap().port();
-            let neighbours = (TcpListener::bind((IP, middle - 1)), TcpListener::bind((IP, middle + 1)));
-            if let (Ok(_), Ok(_)) = neighbours {
-                return (middle - 1..=middle + 1, taken);
+            let (first, middle, last) = (free_port(), free_port(), free_port());
+            if (middle, last) == (first + 1, first + 2) {
+                return (first..=last, TcpListener::bind((IP, middle)).unwrap());
             }
         }
     }

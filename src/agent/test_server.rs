@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -53,6 +54,13 @@ impl Answer {
     pub(crate) fn redirect(to: String) -> Self {
         Self::Full { status: 302, headers: vec![("Location", to)], body: Vec::new() }
     }
+}
+
+/// An address where connections are refused for as long as the socket lives.
+pub(crate) fn nobody() -> (SocketAddr, Socket) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    (socket.local_addr().unwrap().as_socket().unwrap(), socket)
 }
 
 type Behaviour = Arc<dyn Fn(&Request) -> Answer + Send + Sync>;

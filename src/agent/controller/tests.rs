@@ -5,7 +5,7 @@ use dewar_protocol::DropletSha1;
 use serde_json::json;
 
 use super::*;
-use crate::test_server::{Answer, Request, Server};
+use crate::test_server::{Answer, Request, Server, nobody};
 
 const SHA1: &str = "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12";
 
@@ -83,7 +83,7 @@ async fn what_may_mend_itself_is_tried_three_times_and_the_rest_once() {
 
 #[tokio::test]
 async fn a_controller_that_is_gone_does_not_keep_the_task() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (nobody, _kept) = nobody();
     let (controller, mut driver) = at(&format!("http://{nobody}"));
     let began = Instant::now();
     controller.report(TaskKey(1), reply("shop"));

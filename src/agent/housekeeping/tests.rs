@@ -9,7 +9,7 @@ use super::*;
 use crate::base_dir::BaseDir;
 use crate::transfer::{TransferConfig, Transfers};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const QUICK: Periods = Periods { crashes: Duration::from_millis(5), droplets: 2, rest: 3 };
 
 struct Scene {

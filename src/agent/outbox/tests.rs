@@ -7,13 +7,10 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use self::free_port::free_port;
 use super::*;
+use crate::free_port::free_port;
 
-#[path = "../../../tests/free_port.rs"]
-mod free_port;
-
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const MAX_PAYLOAD: usize = 4096;
 
 fn heartbeat(instances: u32) -> Heartbeat {

@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 use dewar_protocol::{Bytes, Secret};
 
 use super::{DownloadError, Downloaded, Retry, TransferConfig, Transfers, without_secrets};
-use crate::test_server::{Answer, Server};
+use crate::test_server::{Answer, Server, nobody};
 
 const ROOM: Bytes = Bytes(1 << 20);
 
 fn quick() -> TransferConfig {
-    TransferConfig {
-        inactivity_timeout: Duration::from_millis(300),
-        total_timeout: Duration::from_secs(20),
-        pause: Duration::from_millis(5),
-        ..TransferConfig::default()
-    }
+    TransferConfig { pause: Duration::from_millis(5), ..TransferConfig::default() }
+}
+
+/// Soon gives up a server that is silent.
+fn hasty() -> TransferConfig {
+    TransferConfig { inactivity_timeout: Duration::from_secs(1), ..quick() }
 }
 
 async fn get(uri: &str, folder: &Path) -> Result<Downloaded, DownloadError> {
@@ -27,10 +27,14 @@ async fn get_with(config: TransferConfig, uri: &str, folder: &Path, limit: Bytes
     Transfers::new(config).unwrap().download(&Secret(uri.to_owned()), folder, limit, retry).await
 }
 
-/// The error's text; whatever goes wrong, nothing may stay in the folder.
 async fn failure(uri: &str) -> String {
+    failure_with(quick(), uri).await
+}
+
+/// The error's text; whatever goes wrong, nothing may stay in the folder.
+async fn failure_with(config: TransferConfig, uri: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
-    let error = get(uri, folder.path()).await.unwrap_err();
+    let error = get_with(config, uri, folder.path(), ROOM, Retry::Transient).await.unwrap_err();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing stays of a failed download");
     error.to_string()
 }
@@ -113,14 +117,14 @@ async fn a_refusal_is_final_unless_everything_is_to_be_tried_again() {
 async fn silence_ends_a_download_but_slowness_does_not() {
     for silent in [Answer::Hang, Answer::Stall { announced: 100, body: b"some".to_vec() }] {
         let server = Server::start(move |_| silent.clone()).await;
-        let text = failure(&server.url("/")).await;
+        let text = failure_with(hasty(), &server.url("/")).await;
         assert!(text.contains("Error: timed out "), "{text}");
     }
-    let slow = Server::start(|_| Answer::Drip { body: b"0123456789".to_vec(), pause: 60 }).await;
+    let slow = Server::start(|_| Answer::Drip { body: b"0123456789".to_vec(), pause: 120 }).await;
     let folder = tempfile::tempdir().unwrap();
     let began = Instant::now();
-    assert_eq!(get(&slow.url("/"), folder.path()).await.unwrap().size, Bytes(10));
-    assert!(began.elapsed() > quick().inactivity_timeout, "the test must take longer than the server may be silent");
+    assert_eq!(get_with(hasty(), &slow.url("/"), folder.path(), ROOM, Retry::Transient).await.unwrap().size, Bytes(10));
+    assert!(began.elapsed() > hasty().inactivity_timeout, "the test must take longer than the server may be silent");
     let hurried = TransferConfig { total_timeout: Duration::from_millis(200), ..quick() };
     let error = get_with(hurried, &slow.url("/"), folder.path(), ROOM, Retry::Transient).await.unwrap_err();
     assert!(error.to_string().contains("it takes more than 200ms"), "{error}");
@@ -133,7 +137,7 @@ async fn a_cut_connection_is_no_file() {
     let closing = Server::start(|_| Answer::Close).await;
     assert!(failure(&closing.url("/")).await.starts_with("Error downloading: Response status: unknown, Error: "));
     drop(closing);
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (nobody, _kept) = nobody();
     let text = failure(&format!("http://{nobody}/")).await;
     assert!(text.contains("Connection refused"), "{text}");
 }
@@ -143,7 +147,7 @@ async fn a_server_that_lies_about_the_length_is_not_believed() {
     // Less than was announced, in whatever way it ends.
     for lie in [Answer::Cut { announced: 1000, body: b"some".to_vec() }, Answer::Stall { announced: 1000, body: b"some".to_vec() }] {
         let server = Server::start(move |_| lie.clone()).await;
-        let text = failure(&server.url("/")).await;
+        let text = failure_with(hasty(), &server.url("/")).await;
         assert!(text.starts_with("Error downloading: Response status: unknown, Error: "), "{text}");
         assert_eq!(server.requests().len(), 3, "it may do better the next time");
     }

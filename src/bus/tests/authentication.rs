@@ -57,7 +57,7 @@ async fn check_user_and_password(address: std::net::SocketAddr) {
 
 #[tokio::test]
 async fn user_and_password() {
-    let server = NatsServer::start("authorization { user: cf, password: \"p@ss:w/rd\" }").await;
+    let server = NatsServer::start("authorization { timeout: 60, user: cf, password: \"p@ss:w/rd\" }").await;
     check_user_and_password(server.address).await;
     let auth = BrokerAuth::UserPassword { user: "cf".to_owned(), password: secret("p@ss:w/rd") };
     let broker = TestBroker::start(BrokerConfig { auth, ..any_port() }).await;
@@ -74,7 +74,7 @@ async fn check_token(address: std::net::SocketAddr) {
 
 #[tokio::test]
 async fn token() {
-    let server = NatsServer::start("authorization { token: s3cret }").await;
+    let server = NatsServer::start("authorization { timeout: 60, token: s3cret }").await;
     check_token(server.address).await;
     let broker = TestBroker::start(BrokerConfig { auth: BrokerAuth::Token(secret("s3cret")), ..any_port() }).await;
     check_token(broker.address).await;
@@ -84,7 +84,7 @@ async fn token() {
 #[tokio::test]
 async fn nkey() {
     let (user, stranger) = (KeyPair::new_user(), KeyPair::new_user());
-    let server = NatsServer::start(&format!("authorization {{ users: [ {{ nkey: {} }} ] }}", user.public_key())).await;
+    let server = NatsServer::start(&format!("authorization {{ timeout: 60, users: [ {{ nkey: {} }} ] }}", user.public_key())).await;
     assert_admitted(with(&server.url(), BusAuth::NkeySeed(secret(&user.seed().unwrap())))).await;
     let cause = refused(with(&server.url(), BusAuth::NkeySeed(secret(&stranger.seed().unwrap())))).await;
     assert!(cause.contains("authorization violation"), "{cause}");
@@ -162,7 +162,7 @@ impl Certificates {
     fn server_section(&self, more: &str) -> String {
         let file = |name: &str| self.path(name).display().to_string();
         format!(
-            "tls {{ cert_file: \"{}\", key_file: \"{}\", ca_file: \"{}\" {more} }}",
+            "tls {{ timeout: 60, cert_file: \"{}\", key_file: \"{}\", ca_file: \"{}\" {more} }}",
             file("server.pem"),
             file("server.key"),
             file("ca.pem")

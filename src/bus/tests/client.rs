@@ -153,9 +153,17 @@ async fn all_answers_within_a_window(url: &str) {
     for (answer, agent) in (0..).zip(&agents) {
         responder(agent, "dea.locate", answer).await;
     }
-    let answers = bus.request_many("dea.locate", &json!({}), Duration::from_millis(800)).await.unwrap();
-    let mut numbers: Vec<u64> = answers.iter().map(|answer| json_of(answer).as_u64().unwrap()).collect();
-    numbers.sort_unstable();
+    // On a busy machine somebody may answer too late for a narrow one.
+    let mut window = Duration::from_millis(800);
+    let numbers = loop {
+        let answers = bus.request_many("dea.locate", &json!({}), window).await.unwrap();
+        let mut numbers: Vec<u64> = answers.iter().map(|answer| json_of(answer).as_u64().unwrap()).collect();
+        numbers.sort_unstable();
+        if numbers.len() >= agents.len() || window > PATIENCE {
+            break numbers;
+        }
+        window *= 4;
+    };
     assert_eq!(numbers, [0, 1, 2]);
     let started = Instant::now();
     assert_eq!(bus.request_many("nobody.here", &json!({}), PATIENCE).await.unwrap(), []);
@@ -209,7 +217,7 @@ async fn a_queue_group_shares_the_work(url: &str) {
 }
 
 async fn an_ended_subscription_gets_nothing_more(url: &str) {
-    let (bus, other) = (connect(url).await, connect(url).await);
+    let ((bus, other), started) = ((connect(url).await, connect(url).await), Instant::now());
     let first = bus.subscribe("news").await.unwrap();
     let second = bus.subscribe("news").await.unwrap();
     let third = bus.subscribe("news").await.unwrap();
@@ -219,7 +227,13 @@ async fn an_ended_subscription_gets_nothing_more(url: &str) {
     bus.flush(PATIENCE).await.unwrap();
     third.unsubscribe().await;
     bus.flush(PATIENCE).await.unwrap();
-    let error = other.request("news", &json!({}), PATIENCE).await.unwrap_err();
+    // The word that one was dropped may still be on its way.
+    let error = loop {
+        match other.request("news", &json!({}), Duration::from_millis(500)).await.unwrap_err() {
+            BusError::Timeout { .. } if started.elapsed() < PATIENCE => {}
+            error => break error,
+        }
+    };
     assert!(matches!(error, BusError::NoResponders { .. }), "{error}");
 }
 

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::free_port::free_port;
 
 /// More than any step of a test takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `holds`.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -170,6 +170,9 @@ pub(crate) struct Raw {
     heard: Vec<u8>,
     /// The first INFO has been read; nats-server sends another when it pleases, which is taken out.
     greeted: bool,
+    /// Pings of a server are heard as well. Otherwise they are taken out: nats-server sends the first some two seconds after a connection
+    /// is made, which may be in the midst of a conversation.
+    pub(crate) hears_pings: bool,
     pub(crate) closed: bool,
 }
 
@@ -194,7 +197,7 @@ impl Raw {
     pub(crate) async fn connect_silently(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, heard: Vec::new(), greeted: false, closed: false }
+        Self { stream, heard: Vec::new(), greeted: false, hears_pings: false, closed: false }
     }
 
     /// Says something to somebody who may have closed already.
@@ -243,14 +246,18 @@ impl Raw {
         self.heard.extend_from_slice(&buffer[..read]);
         self.closed |= read == 0;
         if self.greeted {
-            self.take_out_info();
+            self.take_out("INFO {");
+        }
+        if !self.hears_pings {
+            self.take_out("PING\r\n");
         }
         read > 0
     }
 
-    fn take_out_info(&mut self) {
-        let lines = memmem::find_iter(&self.heard, "INFO {").find(|start| *start == 0 || self.heard[start - 1] == b'\n');
-        if let Some(start) = lines
+    /// Takes out a line that begins like this.
+    fn take_out(&mut self, beginning: &str) {
+        let line = memmem::find_iter(&self.heard, beginning).find(|start| *start == 0 || self.heard[start - 1] == b'\n');
+        if let Some(start) = line
             && let Some(length) = memmem::find(&self.heard[start..], b"\r\n")
         {
             self.heard.drain(start..start + length + 2);

@@ -256,6 +256,7 @@ async fn the_silent_are_pinged_and_then_given_up() {
     let config = BrokerConfig { ping_interval: Duration::from_millis(100), ..any_port() };
     let broker = TestBroker::start(config).await;
     let mut dead = Raw::join(broker.address, "").await;
+    dead.hears_pings = true;
     let alive = connect(&broker.url()).await;
     let heard = dead.hear_all().await;
     assert_eq!(heard, "PING\r\nPING\r\n-ERR 'Stale Connection'\r\n");
@@ -267,19 +268,31 @@ async fn the_silent_are_pinged_and_then_given_up() {
 #[tokio::test]
 async fn credentials_are_demanded_first_and_soon() {
     let auth = BrokerAuth::UserPassword { user: "cf".to_owned(), password: Secret("pw".to_owned()) };
-    let config = BrokerConfig { auth, auth_timeout: Duration::from_millis(200), ..any_port() };
-    let broker = TestBroker::start(config).await;
-    let (mut silent, info) = Raw::connect(broker.address).await;
+    let demanding = |auth_timeout| BrokerConfig { auth: auth.clone(), auth_timeout, ..any_port() };
+    let soon = Duration::from_millis(200);
+    let hasty = TestBroker::start(demanding(soon)).await;
+    let (mut silent, info) = Raw::connect(hasty.address).await;
     assert_eq!(info["auth_required"], json!(true));
     assert_eq!(silent.hear_all().await, "-ERR 'Authentication Timeout'\r\n");
+    let credentials = ",\"user\":\"cf\",\"pass\":\"pw\"";
+    // One that is late itself comes again.
+    let mut client = loop {
+        let client = Raw::join(hasty.address, credentials).await;
+        if !client.closed {
+            break client;
+        }
+    };
+    tokio::time::sleep(2 * soon).await;
+    assert_eq!(client.sync().await, "", "who has logged in may stay");
+    hasty.stop().await;
+
+    let broker = TestBroker::start(demanding(PATIENCE)).await;
     for first in ["PING\r\n", "SUB > 1\r\n", "CONNECT {\"user\":\"cf\",\"pass\":\"wrong\"}\r\n", "CONNECT {}\r\n"] {
         assert_eq!(cut_off(broker.address, first.as_bytes()).await, "-ERR 'Authorization Violation'\r\n", "{first}");
     }
-    let mut client = Raw::join(broker.address, ",\"user\":\"cf\",\"pass\":\"pw\"").await;
+    let mut client = Raw::join(broker.address, credentials).await;
     client.say(b"SUB a 1\r\nPUB a 1\r\nx\r\n").await;
     assert_eq!(client.sync().await, "MSG a 1 1\r\nx\r\n");
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    assert_eq!(client.sync().await, "", "who has logged in may stay");
     broker.stop().await;
 }
 

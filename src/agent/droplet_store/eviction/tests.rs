@@ -154,14 +154,23 @@ async fn no_start_ever_misses_a_droplet_that_is_evicted_all_the_time() {
     let store = open(dir.path(), Uses::without_rest());
     let (sha1, uri) = (sha1_of(&droplet()), Secret(server.url("/")));
     let mut evictions = tokio::task::JoinSet::new();
-    for round in 0..40 {
+    let (mut evicted, mut spared) = (0, 0);
+    // Until each of both has come first.
+    for round in 0.. {
+        while let Some(gone) = evictions.try_join_next() {
+            *(if gone.unwrap() { &mut evicted } else { &mut spared }) += 1;
+        }
+        if round >= 40 && evicted > 0 && spared > 0 {
+            break;
+        }
+        assert!(round < 10_000, "{evicted} droplets were evicted, {spared} spared: there was no race");
         // Nobody uses it now.
         store.condemn(&sha1);
-        let (evicting, evicted) = (store.clone(), sha1.clone());
-        evictions.spawn(async move { evicting.evict(&evicted).await.unwrap() });
+        let (evicting, condemned) = (store.clone(), sha1.clone());
+        evictions.spawn(async move { evicting.evict(&condemned).await.unwrap() });
         // A start comes at once, or when the eviction has got further.
         if round % 2 == 0 {
-            tokio::time::sleep(Duration::from_micros(round * 50)).await;
+            tokio::time::sleep(Duration::from_micros(round % 40 * 50)).await;
         }
         let starts = (0..2).map(|number| {
             store.reprieve(&sha1);
@@ -176,6 +185,6 @@ async fn no_start_ever_misses_a_droplet_that_is_evicted_all_the_time() {
             start.await.unwrap();
         }
     }
-    let evicted = evictions.join_all().await.into_iter().filter(|gone| *gone).count();
-    assert!((1..40).contains(&evicted), "{evicted} of 40 evictions do not show much");
+    // Whoever still is under way must not fail either.
+    evictions.join_all().await;
 }

@@ -96,7 +96,7 @@ async fn a_response_that_takes_too_long_is_broken_off() {
         let endless = stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[0; 1024]))));
         Response::new(StreamBody::new(endless).boxed_unsync())
     };
-    let (address, _stop) = serve(Duration::from_millis(300), respond).await;
+    let (address, _stop) = serve(Duration::from_secs(2), respond).await;
     let work = move || {
         let (mut reader, _) = begin(address, "/", "");
         let start = Instant::now();

@@ -106,7 +106,7 @@ async fn a_file_that_is_renamed_or_removed_ends_cleanly_with_all_that_was_in_it(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_breaks_the_connection_off() {
-    let world = World::new(FilesSettings { streaming_timeout: Duration::from_millis(300), ..settings() }).await;
+    let world = World::new(FilesSettings { streaming_timeout: Duration::from_secs(2), ..settings() }).await;
     blocking(move || {
         let path = world.shop("logs/note.txt");
         let mut silent = Follower::start(&world, &tail(&world, ""));

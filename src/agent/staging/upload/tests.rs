@@ -4,17 +4,16 @@ use std::time::{Duration, Instant};
 use dewar_protocol::Secret;
 
 use super::upload;
-use crate::test_server::{Answer, Request, Server};
+use crate::test_server::{Answer, Request, Server, nobody};
 use crate::transfer::{TransferConfig, Transfers};
 
 fn quick() -> TransferConfig {
-    TransferConfig {
-        connect_timeout: Duration::from_millis(300),
-        inactivity_timeout: Duration::from_millis(400),
-        poll_interval: Duration::from_millis(20),
-        polls: 5,
-        ..TransferConfig::default()
-    }
+    TransferConfig { poll_interval: Duration::from_millis(20), polls: 5, ..TransferConfig::default() }
+}
+
+/// Soon gives up a controller that is silent.
+fn hasty() -> TransferConfig {
+    TransferConfig { inactivity_timeout: Duration::from_secs(3), ..quick() }
 }
 
 #[test]
@@ -23,12 +22,16 @@ fn unless_told_otherwise_half_a_minute_is_silence_and_jobs_are_looked_at_every_s
     assert_eq!((inactivity_timeout, poll_interval, polls), (Duration::from_secs(30), Duration::from_secs(1), 300));
 }
 
-async fn send_bytes(uri: &str, bytes: usize) -> Result<(), String> {
+async fn send_with(config: TransferConfig, uri: &str, bytes: usize) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("some-file");
     fs::write(&path, vec![b'x'; bytes]).unwrap();
-    let transfers = Transfers::new(quick()).unwrap();
+    let transfers = Transfers::new(config).unwrap();
     upload(&transfers, &Secret(uri.to_owned()), &path, "droplet.tgz").await.map_err(|error| error.to_string())
+}
+
+async fn send_bytes(uri: &str, bytes: usize) -> Result<(), String> {
+    send_with(quick(), uri, bytes).await
 }
 
 async fn send(uri: &str) -> Result<(), String> {
@@ -90,17 +93,19 @@ async fn refusals_of_an_upload_are_told_as_the_original_told_them() {
         (Answer::ok(r#"{"metadata":{"url":"/staging/jobs/1"}}"#), "(invalid URL relative URL without a base)"),
         (Answer::ok(r#"{"metadata":{"url":"file:///etc/passwd"}}"#), "(invalid URL it is neither http nor https)"),
         (Answer::ok(r#"{"metadata":{"url":null}}"#), "(invalid URL metadata.url is not there)"),
-        (Answer::Hang, "(Upload failed - status 0; error: timed out)"),
     ] {
         let server = Server::start(move |_| answer.clone()).await;
         assert_eq!(send(&server.url("/up?sig=secret")).await.unwrap_err(), format!("Error uploading: {expected}"));
     }
+    let silent = Server::start(|_| Answer::Hang).await;
+    let error = send_with(hasty(), &silent.url("/up?sig=secret"), 10).await.unwrap_err();
+    assert_eq!(error, "Error uploading: (Upload failed - status 0; error: timed out)");
     assert_eq!(send("nowhere").await.unwrap_err(), "Error uploading: (Upload failed - status 0; error: not an http or https URL)");
 }
 
 #[tokio::test]
 async fn a_server_that_is_gone_is_status_0_and_a_reason() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (nobody, _kept) = nobody();
     let text = send(&format!("http://up:secret@{nobody}/")).await.unwrap_err();
     assert_eq!(text, "Error uploading: (Upload failed - status 0; error: Connection refused (os error 111))");
     let closing = Server::start(|_| Answer::Close).await;
@@ -143,11 +148,13 @@ async fn jobs_that_fail_are_told_as_the_original_told_them() {
         (Answer::ok("no json"), "(polling invalid json)"),
         (Answer::status(404, ""), "(Polling failed - status 404)"),
         (Answer::status(503, ""), "(Polling failed - status 503)"),
-        (Answer::Hang, "(Polling failed - status 0; error: timed out)"),
     ] {
         let controller = controller(vec![answer]).await;
         assert_eq!(send(&controller.url("/")).await.unwrap_err(), format!("Error uploading: {expected}"));
     }
+    let silent = controller(vec![Answer::Hang]).await;
+    let error = send_with(hasty(), &silent.url("/"), 10).await.unwrap_err();
+    assert_eq!(error, "Error uploading: (Polling failed - status 0; error: timed out)");
     let closing = controller(vec![Answer::Close]).await;
     let text = send(&closing.url("/")).await.unwrap_err();
     assert!(text.starts_with("Error uploading: (Polling failed - status 0; error: "), "{text}");
@@ -166,15 +173,16 @@ async fn a_controller_too_busy_to_accept_is_asked_again() {
         filling.push(connection);
     }
     let server = Server::start(move |_| Answer::ok(format!(r#"{{"metadata":{{"url":"http://{address}/jobs/1"}}}}"#))).await;
-    assert_eq!(send(&server.url("/")).await.unwrap_err(), "Error uploading: (Job took too long)");
+    let config = TransferConfig { connect_timeout: Duration::from_secs(1), ..quick() };
+    assert_eq!(send_with(config, &server.url("/"), 10).await.unwrap_err(), "Error uploading: (Job took too long)");
 }
 
 #[tokio::test]
 async fn a_slow_upload_may_take_longer_than_silence_may() {
     let server = SlowReader::start().await;
     let began = Instant::now();
-    send_bytes(&format!("http://{}/", server.0), 24 << 20).await.unwrap();
-    assert!(began.elapsed() > quick().inactivity_timeout, "the test must take longer than the inactivity timeout");
+    send_with(hasty(), &format!("http://{}/", server.0), 24 << 20).await.unwrap();
+    assert!(began.elapsed() > hasty().inactivity_timeout, "the test must take longer than the inactivity timeout");
 }
 
 /// Reads a request in small pieces with pauses, and answers at its end.
@@ -193,7 +201,7 @@ impl SlowReader {
             while !ends {
                 let length = connection.read(&mut buffer).unwrap();
                 ends = buffer[..length].ends_with(b"--\r\n");
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(150));
             }
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
         });
