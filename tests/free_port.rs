@@ -15,8 +15,15 @@ pub(crate) fn free_port() -> u16 {
     let first = (std::process::id() % 100) as u16 * 200;
     loop {
         let port = FIRST + (first + GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if !lingers(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;
         }
     }
+}
+
+/// Whether there are connections of an earlier process that ended a moment ago: not everybody may bind the port then.
+fn lingers(port: u16) -> bool {
+    let address = format!(":{port:04X}");
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    table.lines().filter_map(|line| line.split_whitespace().nth(1)).any(|local| local.ends_with(&address))
 }
