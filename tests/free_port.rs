@@ -1,6 +1,5 @@
 //! Ports for servers that are stopped and started again, or never started.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Below those that the kernel gives to outgoing connections: such a one would take the port while its server is away, even that of
@@ -15,15 +14,17 @@ pub(crate) fn free_port() -> u16 {
     let first = (std::process::id() % 100) as u16 * 200;
     loop {
         let port = FIRST + (first + GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        if !lingers(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if is_free(port) {
             return port;
         }
     }
 }
 
-/// Whether there are connections of an earlier process that ended a moment ago: not everybody may bind the port then.
-fn lingers(port: u16) -> bool {
+/// Whether nobody listens on a port, and no connection of an earlier server lingers there. It is not tried out: a listener of this
+/// process lives on for a moment in each child that another thread is about to start.
+pub(crate) fn is_free(port: u16) -> bool {
     let address = format!(":{port:04X}");
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
-    table.lines().filter_map(|line| line.split_whitespace().nth(1)).any(|local| local.ends_with(&address))
+    let is_local = |line: &str| line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(&address));
+    // Where there is no IPv6 there is no table of it.
+    ["/proc/net/tcp", "/proc/net/tcp6"].iter().all(|table| !std::fs::read_to_string(table).unwrap_or_default().lines().any(is_local))
 }

@@ -13,7 +13,8 @@ const INSTANCES: usize = 250;
 const BETWEEN_STOPS: usize = 50;
 
 pub(crate) async fn all_that_shall_run_run_and_all_that_shall_end_end() {
-    let world = World::new("resources: { memory_mb: 1000000, disk_mb: 1000000 }\n").await;
+    let world =
+        World::new("resources: { memory_mb: 1000000, disk_mb: 1000000 }\ninstance: { ports: { first: 61001, last: 63000 } }\n").await;
     let mut heartbeats = world.subscribe("dea.heartbeat").await;
     let mut registered = world.subscribe("router.register").await;
     let [stays, goes] = ["stays", "goes"].map(|app| world.start_message(&guest("tests/http-driver"), app));

@@ -1,6 +1,6 @@
 //! The bus: messages that make no sense, too many of them, and no bus at all.
 
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use dewar_agent::Agent;
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::free_port::free_port;
 use crate::world::{EmbeddedBroker, PATIENCE, World, client, config, eventually, guest, next};
 
 pub(crate) async fn a_malformed_message_does_no_harm() {
@@ -79,9 +80,7 @@ pub(crate) async fn after_an_outage_everything_is_announced_again() {
 }
 
 pub(crate) async fn an_agent_waits_for_its_server() {
-    let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = reserved.local_addr().unwrap();
-    drop(reserved);
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let base = tempfile::tempdir().unwrap();
     let stop = CancellationToken::new();
     let agent = Agent::start(config(base.path(), address, ""), stop.clone()).await.unwrap();
@@ -101,11 +100,11 @@ pub(crate) async fn routers_that_answer_the_greeting_get_all_routes() {
     // The agent's own interval is 5 s; a router that wants a route every second gets it at once and every second.
     let asked = Instant::now();
     world.publish(&world.greeting_inbox, &json!({ "id": "router", "minimumRegisterIntervalInSeconds": 1 }));
-    for _ in 0..3 {
+    for _ in 0..5 {
         assert_eq!(next(&mut registered).await["app"], "shop");
     }
     let waited = asked.elapsed();
-    assert!(waited < Duration::from_millis(4500), "three registrations took {waited:?}");
+    assert!(waited < Duration::from_secs(14), "five registrations took {waited:?}");
 }
 
 pub(crate) async fn an_agent_ends_without_its_server() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::free_port::free_port;
+use crate::free_port::{free_port, is_free};
 use crate::world::{World, eventually, guest, next, next_where};
 
 fn worker(world: &World, command: &str) -> Value {
@@ -36,7 +36,7 @@ pub(crate) async fn a_crash_is_told_with_its_backtrace() {
     })
     .await;
     assert_eq!(world.names("instances"), Vec::<String>::new());
-    let found = world.find("worker").await.unwrap();
+    let found = world.found("worker").await;
     assert_eq!((&found["state"], &found["crash"]["last_lines"]), (&json!("CRASHED"), &json!(["about to go"])));
     assert_eq!(found["crash"]["exit_description"], message["exit_description"]);
     // A Rust function by its name, not by the symbol that the compiler made of it.
@@ -112,10 +112,9 @@ pub(crate) async fn a_droplet_that_cannot_be_had_fails_the_start() {
 
 pub(crate) async fn a_taken_port_is_skipped_and_none_left_is_an_error() {
     let (taken, free) = loop {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port();
-        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-            break (taken, port + 1);
+        let (port, next) = (free_port(), free_port());
+        if next == port + 1 {
+            break (TcpListener::bind(("127.0.0.1", port)).unwrap(), next);
         }
     };
     let world = World::new(&format!("instance: {{ ports: {{ first: {}, last: {free} }} }}\n", free - 1)).await;
@@ -129,6 +128,7 @@ pub(crate) async fn a_taken_port_is_skipped_and_none_left_is_an_error() {
     let message = next(&mut exited).await;
     assert_eq!((description(&message), &message["index"]), ("failed to start", &json!(1)));
     drop(taken);
+    eventually("the port's end", async || is_free(free - 1).then_some(())).await;
     // The port that is free now is found.
     world.start(&second);
     let registration = next_where(&mut registered, "for the other port", |route| route["port"] == free - 1).await;
@@ -143,9 +143,9 @@ pub(crate) async fn stopping_while_starting_leaves_nothing() {
     // With each round the stop comes at another moment: while the droplet is fetched, unpacked, compiled, while its start-up code runs.
     for round in 0..8 {
         world.start(&message);
-        eventually("the instance", async || world.find("sleeper").await).await;
+        world.found("sleeper").await;
         tokio::time::sleep(Duration::from_millis(round * 40)).await;
-        assert_eq!(world.find("sleeper").await.unwrap()["state"], "STARTING");
+        assert_eq!(world.found("sleeper").await["state"], "STARTING");
         world.publish("dea.stop", &json!({ "droplet": "sleeper" }));
         assert_eq!(next(&mut exited).await["reason"], "STOPPED");
         eventually("its end", async || world.find("sleeper").await.is_none().then_some(())).await;

@@ -1,16 +1,17 @@
 //! What makes an instance RUNNING, and what it is told when it does not.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::free_port::free_port;
 use crate::world::{World, eventually, get, guest, next};
 
 /// A world in which the only instance has this address, so that a test can reach it before it is routed.
 async fn world_with_one_port() -> (World, SocketAddr) {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let port = address.port();
+    let port = free_port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
     (World::new(&format!("instance: {{ ports: {{ first: {port}, last: {port} }} }}\n")).await, address)
 }
 
@@ -20,7 +21,7 @@ async fn answers(instance: SocketAddr) {
 }
 
 async fn state(world: &World) -> Value {
-    world.find("shop").await.unwrap()["state"].clone()
+    world.found("shop").await["state"].clone()
 }
 
 pub(crate) async fn an_http_check_waits_for_a_200() {
@@ -41,7 +42,8 @@ pub(crate) async fn a_path_that_never_answers_200_is_told_to_the_developer() {
     let mut message = world.start_message(&guest("tests/http-driver"), "shop");
     message["health_check_type"] = json!("http");
     message["health_check_http_endpoint"] = json!("/status?code=503");
-    message["health_check_timeout"] = json!(1);
+    // Long enough for one answer of an instance that is slow.
+    message["health_check_timeout"] = json!(5);
     world.start(&message);
     assert_eq!(next(&mut exited).await["exit_description"], "failed to accept connections within health check timeout");
     let log = json!({ "droplet": "shop", "tail": 20 });

@@ -34,8 +34,9 @@ pub(crate) async fn a_directory_that_belongs_to_nobody_goes_and_a_crash_stays() 
     let nobodys = world.base.path().join("crashes/0123456789abcdef0123456789abcdef");
     fs::create_dir_all(nobodys.join("logs")).unwrap();
     eventually("the end of what is nobody's", async || (!nobodys.exists()).then_some(())).await;
-    assert_eq!(fs::read_to_string(kept.join("logs/stdout.log")).unwrap(), "last words\n");
-    assert_eq!(world.find("worker").await.unwrap()["state"], "CRASHED");
+    let log = kept.join("logs/stdout.log");
+    eventually("its last words", async || fs::read_to_string(&log).is_ok_and(|text| text == "last words\n").then_some(())).await;
+    assert_eq!(world.found("worker").await["state"], "CRASHED");
 }
 
 pub(crate) async fn droplets_that_nobody_uses_go_at_the_start_if_none_are_to_be_kept() {

@@ -105,7 +105,7 @@ pub(crate) async fn strangers_are_not_let_in() {
     let port: u16 = apps.split([':', '/']).filter_map(|part| part.parse().ok()).next().unwrap();
     let _silent: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     assert_eq!(post(&trust.client(), &apps, message).await.0, 202);
-    assert!(world.find("shop").await.is_some());
+    world.found("shop").await;
 }
 
 /// A Cloud Controller that takes reports, refusing the first, and names one buildpack, which is none.

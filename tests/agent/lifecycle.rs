@@ -35,7 +35,7 @@ pub(crate) async fn from_start_message_to_stop() {
     assert_eq!(get(instance, "/args", None).await.unwrap().1.trim(), "shop", "an app without a command is told its name");
     assert_eq!(get(instance, "/fs/read?path=/app/file.txt", None).await.unwrap(), (200, "text".to_owned()));
 
-    let found = world.find("shop").await.unwrap();
+    let found = world.found("shop").await;
     assert_eq!((&found["state"], &found["instance"]), (&json!("RUNNING"), &json!(id)));
     let stats = &found["stats"];
     assert_eq!((&stats["port"], &stats["mem_quota"]), (&json!(instance.port()), &json!(64 << 20)));
@@ -120,7 +120,7 @@ pub(crate) async fn log_lines_are_kept_and_followed() {
     assert_eq!((&line["text"], &line["stream"]), (&json!("three"), &json!("out")));
 
     let file = world.base.path().join("instances").join(&world.names("instances")[0]).join("logs/stderr.log");
-    eventually("the log file", async || (std::fs::read_to_string(&file).unwrap() == "one\ntwo\n").then_some(())).await;
+    eventually("the log file", async || std::fs::read_to_string(&file).is_ok_and(|text| text == "one\ntwo\n").then_some(())).await;
 }
 
 pub(crate) async fn shutdown_stops_everything() {

@@ -17,7 +17,9 @@ const BETWEEN_STOPS: usize = 8;
 type Name = (String, u64);
 
 pub(crate) async fn a_thousand_starts_with_stops_among_them() {
-    let world = World::new("resources: { memory_mb: 1000000, disk_mb: 1000000 }\n").await;
+    // Other ports than those of the burst, which runs at the same time: in the end nobody is to listen on one that was used here.
+    let ports = "instance: { ports: { first: 63001, last: 65535 } }";
+    let world = World::new(&format!("resources: {{ memory_mb: 1000000, disk_mb: 1000000 }}\n{ports}\n")).await;
     let wasm = world.files.path().join("hello.wasm");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/hello-wat/hello.wat");
     std::fs::write(&wasm, wat::parse_file(source).unwrap()).unwrap();

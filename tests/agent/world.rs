@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::free_port::free_port;
 
 /// How long anything may take. Compiling a component in a debug build on a busy machine is the slowest.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Runs a scenario to its end or its failure.
 pub(crate) fn run(scenario: impl Future<Output = ()>) {
@@ -120,6 +120,11 @@ impl World {
         let request = json!({ "droplet": app, "include_stats": true });
         let found = self.bus.request("dea.find.droplet", &request, Duration::from_millis(500)).await.ok()?;
         Some(serde_json::from_slice(&found.payload).unwrap())
+    }
+
+    /// As [`World::find`], of an app that is there: an agent that is busy is asked again.
+    pub(crate) async fn found(&self, app: &str) -> Value {
+        eventually(&format!("word of {app}"), async || self.find(app).await).await
     }
 
     pub(crate) async fn in_state(&self, app: &str, state: &str) -> Value {

@@ -1,23 +1,66 @@
 //! A peer that knows nothing but the DEA's protocol plays Cloud Controller, health manager and router with hand-written JSON.
 
+use std::ops::RangeInclusive;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::controller::{Blobstore, zip};
-use crate::harness::{Process, free_port, get_until, guest, loopback, nats_server};
+use crate::harness::{Process, eventually, free_port, get_until, guest, loopback, nats_server};
 use crate::nats::Nats;
 
 pub(crate) const APP: &str = "7b1d9c52-3f0e-4a86-b2c4-95e1d0a7f3c8";
 
+/// Ports for the instances of an agent, which no other agent of these tests has at the same time: one that is started again finds its
+/// own ports as it left them.
+pub(crate) struct OwnPorts(u16);
+
+/// Which of them are in use.
+static OWN_PORTS: Mutex<[bool; 30]> = Mutex::new([false; 30]);
+
+impl OwnPorts {
+    const COUNT: u16 = 100;
+    /// Instances' ports begin here.
+    const FIRST: u16 = 61_001;
+    /// From here on they are for all who are not started again.
+    const OTHERS: u16 = Self::FIRST + 30 * Self::COUNT;
+
+    fn take() -> Self {
+        let number = eventually("ports of one's own", || {
+            let mut used = OWN_PORTS.lock().unwrap();
+            let free = used.iter().position(|used| !used)?;
+            used[free] = true;
+            Some(free)
+        });
+        Self(u16::try_from(number).unwrap())
+    }
+
+    pub(crate) fn range(&self) -> RangeInclusive<u16> {
+        let first = Self::FIRST + self.0 * Self::COUNT;
+        first..=first + Self::COUNT - 1
+    }
+}
+
+impl Drop for OwnPorts {
+    fn drop(&mut self) {
+        OWN_PORTS.lock().unwrap()[usize::from(self.0)] = false;
+    }
+}
+
 /// An agent's configuration as a DEA's operator writes it.
 pub(crate) fn agent_yml(base_dir: &std::path::Path, nats_port: u16) -> String {
-    let base = base_dir.display();
+    with_ports(base_dir, nats_port, &(OwnPorts::OTHERS..=u16::MAX))
+}
+
+fn with_ports(base_dir: &std::path::Path, nats_port: u16, ports: &RangeInclusive<u16>) -> String {
+    let (base, first, last) = (base_dir.display(), ports.start(), ports.end());
     format!(
         "base_dir: {base}\nlogging: {{level: debug}}\nnats_servers: ['nats://127.0.0.1:{nats_port}']\npid_filename: {base}.pid\n\
          index: 3\nlocal_ip: 127.0.0.1\nwarden_socket: /tmp/warden.sock\ndea_ruby: /usr/bin/ruby\n\
          stacks: [{{name: cflinuxfs2, package_path: /var/vcap}}]\nstaging: {{enabled: true, memory_limit_mb: 512, disk_limit_mb: 512}}\n\
-         resources: {{memory_mb: 4096, disk_mb: 8192}}\nintervals: {{heartbeat: 1, advertise: 1}}\n"
+         resources: {{memory_mb: 4096, disk_mb: 8192}}\nintervals: {{heartbeat: 1, advertise: 1}}\n\
+         instance: {{ports: {{first: {first}, last: {last}}}}}\n"
     )
 }
 
@@ -28,6 +71,8 @@ pub(crate) struct World {
     pub(crate) dea: String,
     pub(crate) server: Process,
     pub(crate) nats_port: u16,
+    /// Of instances.
+    pub(crate) ports: OwnPorts,
     pub(crate) dir: tempfile::TempDir,
 }
 
@@ -53,13 +98,13 @@ impl World {
             nats.subscribe(subject);
         }
         nats.subscribe("vcap.component.announce");
-        let config = dir.path().join("agent.yml");
-        std::fs::write(&config, configure(agent_yml(&dir.path().join("base"), port))).unwrap();
+        let (config, ports) = (dir.path().join("agent.yml"), OwnPorts::take());
+        std::fs::write(&config, configure(with_ports(&dir.path().join("base"), port, &ports.range()))).unwrap();
         let agent = Process::dewar_by(launcher, &["agent", "--config", config.to_str().unwrap()]);
         let hello = nats.expect("dea.start", |_| true).json;
         assert_eq!(hello["version"], "0.0.1");
         let dea = hello["id"].as_str().unwrap().to_owned();
-        Self { nats, blobs: Blobstore::start(), agent, dea, server, nats_port: port, dir }
+        Self { nats, blobs: Blobstore::start(), agent, dea, server, nats_port: port, ports, dir }
     }
 
     pub(crate) fn start_message(&self, index: u32, sha1: &Value) -> Value {

@@ -31,7 +31,8 @@ fn router(world: &World) -> (Process, SocketAddr) {
 struct Tail(BufReader<TcpStream>);
 
 impl Tail {
-    fn start(address: SocketAddr, host: &str, path: &str) -> Self {
+    /// `None`: there is no such file any more.
+    fn start(address: SocketAddr, host: &str, path: &str) -> Option<Self> {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n").unwrap();
@@ -40,9 +41,12 @@ impl Tail {
         while !head.ends_with("\r\n\r\n") {
             assert_ne!(reader.read_line(&mut head).unwrap(), 0, "{head}");
         }
+        if head.starts_with("HTTP/1.1 404 ") {
+            return None;
+        }
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         assert!(head.to_lowercase().contains("transfer-encoding: chunked"), "{head}");
-        Self(reader)
+        Some(Self(reader))
     }
 
     /// The next chunk; the last is empty. `None`: broken off.
@@ -56,15 +60,42 @@ impl Tail {
         chunk.truncate(chunk.len() - 2);
         Some(String::from_utf8(chunk).unwrap())
     }
+}
 
-    fn until(&mut self, text: &str) -> String {
-        let mut seen = String::new();
-        while !seen.contains(text) {
-            let chunk = self.chunk().unwrap_or_else(|| panic!("broken off after {seen:?}"));
-            assert!(!chunk.is_empty(), "ended after {seen:?}");
-            seen += &chunk;
+/// A file that is followed as a client of 2013 does: whenever it is broken off it asks for what it has not got yet.
+struct Followed {
+    address: SocketAddr,
+    host: String,
+    path: String,
+    tail: Tail,
+    seen: String,
+    breaks: usize,
+}
+
+impl Followed {
+    fn start(address: SocketAddr, host: &str, path: &str) -> Self {
+        let tail = Tail::start(address, host, &format!("{path}&tail&tail_offset=0")).expect("the file is there");
+        Self { address, host: host.to_owned(), path: path.to_owned(), tail, seen: String::new(), breaks: 0 }
+    }
+
+    /// Takes what comes next. `None`: that was all, or the file is gone.
+    fn advance(&mut self) -> Option<()> {
+        match self.tail.chunk() {
+            Some(chunk) if chunk.is_empty() => return None,
+            Some(chunk) => self.seen += &chunk,
+            None => {
+                self.breaks += 1;
+                let path = format!("{}&tail&tail_offset={}", self.path, self.seen.len());
+                self.tail = Tail::start(self.address, &self.host, &path)?;
+            }
         }
-        seen
+        Some(())
+    }
+
+    fn until(&mut self, wanted: impl Fn(&Self) -> bool) {
+        while !wanted(self) {
+            self.advance().unwrap_or_else(|| panic!("ended after {:?}", self.seen));
+        }
     }
 }
 
@@ -114,11 +145,11 @@ fn files_of_an_instance_are_read_by_signed_urls_through_the_router() {
 
     let log = find(&mut world, &start["droplet"], json!("/logs/stdout.log"));
     let (host, path) = parts(&log["file_uri_v2"]);
-    let mut tail = Tail::start(through, &host, &format!("{path}&tail&tail_offset=0"));
-    tail.until("first-line\n");
+    let mut log_file = Followed::start(through, &host, &path);
+    log_file.until(|file| file.seen == "first-line\n");
     get_until(through, "shop.example.net", "/log?text=second-line", 200);
-    tail.until("second-line\n");
-    assert_eq!(tail.chunk(), None, "silence breaks it off, so that the client asks again");
+    log_file.until(|file| file.seen == "first-line\nsecond-line\n");
+    assert_eq!(log_file.tail.chunk(), None, "silence breaks it off, so that the client asks again");
     let forged = get(through, &host, &path.replace("stdout", "stderr")).unwrap();
     assert_eq!((forged.status, forged.body.as_str()), (401, r#"{"error":"Invalid HMAC"}"#));
 
@@ -267,36 +298,17 @@ fn the_log_of_a_staging_task_is_followed_until_there_is_no_such_task() {
 
     eventually("the route", || get(through, &host, &path).filter(|response| response.status == 200));
 
-    // As a client of 2013 does: whenever it is broken off it asks for what it has not got yet.
-    let mut log = String::new();
-    let mut breaks = 0;
-    let mut tail = Tail::start(through, &host, &format!("{path}&tail&tail_offset=0"));
-    while !log.contains("-----> Uploading droplet") || breaks == 0 {
-        match tail.chunk() {
-            Some(chunk) => log += &chunk,
-            None => {
-                breaks += 1;
-                tail = Tail::start(through, &host, &format!("{path}&tail&tail_offset={}", log.len()));
-            }
-        }
-    }
-    assert!(log.starts_with("-----> Downloaded app package ("), "{log}");
-    assert_eq!(log.matches("-----> Uploading droplet").count(), 1, "nothing comes twice: {log}");
+    let mut log = Followed::start(through, &host, &path);
+    log.until(|log| log.seen.contains("-----> Uploading droplet") && log.breaks > 0);
+    assert!(log.seen.starts_with("-----> Downloaded app package ("), "{}", log.seen);
+    assert_eq!(log.seen.matches("-----> Uploading droplet").count(), 1, "nothing comes twice: {}", log.seen);
     let_go.send(()).unwrap();
     let second = world.nats.expect("inbox.t1", |_| true).json;
     assert_eq!(second["error"], Value::Null, "{second}");
-    loop {
-        match tail.chunk().as_deref() {
-            Some("") => break,
-            Some(_) => {}
-            None if get(through, &host, &path).unwrap().status == 404 => break,
-            None => tail = Tail::start(through, &host, &format!("{path}&tail&tail_offset={}", log.len())),
-        }
-    }
-    let gone = get(through, &host, &path).unwrap();
-    assert_eq!((gone.status, gone.body.as_str()), (404, r#"{"error":"Unknown staging task"}"#));
-    let left = std::fs::read_dir(world.dir.path().join("base/staging_logs")).unwrap().count();
-    assert_eq!(left, 0, "no file is left of it");
+    while log.advance().is_some() {}
+    assert_eq!(get_until(through, &host, &path, 404).body, r#"{"error":"Unknown staging task"}"#);
+    let logs = world.dir.path().join("base/staging_logs");
+    eventually("the end of its file", || std::fs::read_dir(&logs).unwrap().next().is_none().then_some(()));
 }
 
 fn base64(bytes: &[u8]) -> String {

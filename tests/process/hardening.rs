@@ -44,11 +44,14 @@ fn a_hardened_agent_does_all_its_work_within_its_walls() {
     assert_eq!((&told["no_new_privs"], &told["seccomp"]), (&json!(true), &json!(true)), "{told}");
     assert!(told["landlock"].as_str().unwrap().starts_with("abi "), "{told}");
     let threads: Vec<_> = fs::read_dir(format!("/proc/{}/task", world.agent.id())).unwrap().collect();
-    assert!(threads.len() > 4, "{} threads", threads.len());
+    let mut seen = 0;
     for thread in threads {
-        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        // One that has had nothing to do for a while ends.
+        let Ok(status) = fs::read_to_string(thread.unwrap().path().join("status")) else { continue };
+        seen += 1;
         assert!(status.contains("NoNewPrivs:\t1\n") && status.contains("Seccomp:\t2\n"), "{status}");
     }
+    assert!(seen > 4, "{seen} threads");
     world.agent.signal("-TERM");
     assert_eq!(world.agent.exit().code(), Some(0));
     assert!(!world.dir.path().join("base.pid").exists());

@@ -6,14 +6,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 #[path = "../free_port.rs"]
 mod free_port;
 pub(crate) use free_port::free_port;
 
 /// How long anything may take here before the test has failed. Compiling a component in an unoptimised build is the slowest.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -47,6 +50,7 @@ pub(crate) struct Process {
     name: String,
     child: Child,
     printed: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Process {
@@ -59,7 +63,7 @@ impl Process {
             .unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         let printed = Arc::new(Mutex::new(String::new()));
         let outputs: [Box<dyn Read + Send>; 2] = [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
-        for output in outputs {
+        let readers = outputs.map(|output| {
             let printed = printed.clone();
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -67,9 +71,9 @@ impl Process {
                     printed.push_str(&line);
                     printed.push('\n');
                 }
-            });
-        }
-        Self { name: name.to_owned(), child, printed }
+            })
+        });
+        Self { name: name.to_owned(), child, printed, readers: readers.into() }
     }
 
     /// A role of the binary under test.
@@ -103,10 +107,13 @@ impl Process {
         assert!(done.success(), "send {signal} to {}", self.name);
     }
 
+    /// Waits for its end; all that it printed has been read then.
     pub(crate) fn exit(&mut self) -> ExitStatus {
         let name = self.name.clone();
         let child = &mut self.child;
-        eventually(&format!("{name} to exit"), || child.try_wait().unwrap())
+        let status = eventually(&format!("{name} to exit"), || child.try_wait().unwrap());
+        eventually(&format!("the end of what {name} prints"), || self.readers.iter().all(JoinHandle::is_finished).then_some(()));
+        status
     }
 }
 
@@ -128,6 +135,14 @@ pub(crate) fn nats_server(port: u16) -> Process {
     let server = Process::spawn("nats-server", command.args(["-a", "127.0.0.1", "-m", "-1", "-p", &port.to_string()]));
     eventually("nats-server to listen (Debian's package nats-server provides it)", || TcpStream::connect(loopback(port)).ok());
     server
+}
+
+/// Who is connected to a nats-server, as its monitor tells.
+pub(crate) fn connections(server: &Process) -> Vec<Value> {
+    let monitor = server.line("http monitor on");
+    let port = monitor.rsplit(':').next().unwrap().trim().parse().unwrap();
+    let told: Value = serde_json::from_str(&get_until(loopback(port), "monitor", "/connz?subs=1", 200).body).unwrap();
+    told["connections"].as_array().unwrap().clone()
 }
 
 /// Runs a client verb to its end.

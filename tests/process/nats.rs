@@ -14,6 +14,8 @@ pub(crate) struct Nats {
     reader: BufReader<TcpStream>,
     subscriptions: usize,
     waiting: VecDeque<Message>,
+    /// Pings of ours whose answers have not come yet.
+    unanswered: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -28,7 +30,7 @@ impl Nats {
         writer.set_nodelay(true).unwrap();
         writer.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let reader = BufReader::new(writer.try_clone().unwrap());
-        let mut client = Self { writer, reader, subscriptions: 0, waiting: VecDeque::new() };
+        let mut client = Self { writer, reader, subscriptions: 0, waiting: VecDeque::new(), unanswered: 1 };
         client.send("CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"none\"}\r\nPING\r\n");
         client
     }
@@ -56,6 +58,15 @@ impl Nats {
         self.send("\r\n");
     }
 
+    /// Publishes the same bytes so often, as fast as it goes.
+    #[allow(dead_code, reason = "the benches share this file")]
+    pub(crate) fn publish_many(&mut self, subject: &str, payload: &[u8], count: usize) {
+        let message = [format!("PUB {subject} nowhere {}\r\n", payload.len()).as_bytes(), payload, b"\r\n"].concat();
+        for pieces in vec![message; count].chunks(1000) {
+            self.writer.write_all(&pieces.concat()).unwrap();
+        }
+    }
+
     /// Publishes with a reply subject; the answers come as messages on it.
     pub(crate) fn ask(&mut self, subject: &str, reply_to: &str, json: &Value) {
         let payload = json.to_string();
@@ -74,6 +85,18 @@ impl Nats {
                 }
             }
             assert!(Instant::now() < deadline, "no fitting message on {subject}");
+            self.receive();
+        }
+    }
+
+    /// Reads everything that the server has for us by now.
+    #[allow(dead_code, reason = "the benches share this file")]
+    pub(crate) fn catch_up(&mut self) {
+        self.send("PING\r\n");
+        self.unanswered += 1;
+        let deadline = Instant::now() + PATIENCE;
+        while self.unanswered > 0 {
+            assert!(Instant::now() < deadline, "the server does not answer");
             self.receive();
         }
     }
@@ -103,11 +126,15 @@ impl Nats {
     /// Reads one operation, or nothing for a while.
     fn receive(&mut self) {
         let mut line = String::new();
-        match self.reader.read_line(&mut line) {
-            Ok(0) => panic!("the server closed the connection"),
-            Ok(_) => {}
-            Err(_) if line.is_empty() => return,
-            Err(error) => panic!("half a line from the server: {error}"),
+        let deadline = Instant::now() + PATIENCE;
+        while !line.ends_with('\n') {
+            match self.reader.read_line(&mut line) {
+                Ok(0) => panic!("the server closed the connection"),
+                Ok(_) => {}
+                Err(_) if line.is_empty() => return,
+                // The rest of a line comes when it pleases.
+                Err(error) => assert!(Instant::now() < deadline, "half a line from the server: {error}"),
+            }
         }
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
@@ -119,6 +146,7 @@ impl Nats {
                 self.waiting.push_back(Message { subject: (*subject).to_owned(), json });
             }
             ["PING"] => self.send("PONG\r\n"),
+            ["PONG"] => self.unanswered -= 1,
             ["-ERR", ..] => panic!("server: {line}"),
             _ => {}
         }

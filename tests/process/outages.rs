@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::bare_protocol::agent_yml;
 use crate::harness::{Client, Process, eventually, free_port, get, get_until, guest, loopback, nats_server};
 use crate::nats::{Message, Nats};
+use crate::three_processes::until_advertised;
 
 /// An app that counts its requests, on an agent that looks after its connection every second and reaches the server by `bus`.
 struct Scene {
@@ -30,6 +31,7 @@ impl Scene {
         let yml = agent_yml(&dir.path().join("base"), bus) + "nats: {ping_interval_in_seconds: 1}\n";
         std::fs::write(&agent_config, yml).unwrap();
         let agent = Process::dewar(&["agent", "--config", agent_config.to_str().unwrap()]);
+        until_advertised(server);
         let port = free_port();
         let yml = format!("ip: 127.0.0.1\nport: {port}\nstatus: {{port: 0}}\nnats_servers: ['nats://127.0.0.1:{server}']\n");
         std::fs::write(&router_config, yml).unwrap();

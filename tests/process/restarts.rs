@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::bare_protocol::{APP, World};
-use crate::harness::{Process, eventually, get, get_until, loopback};
+use crate::harness::{Process, connections, eventually, get, get_until, loopback};
 
 const CHURN: &str = "c0ffee00-3f0e-4a86-b2c4-95e1d0a7f3c8";
 
@@ -20,8 +20,12 @@ impl World {
     fn kill(&mut self) {
         self.agent.signal("-KILL");
         self.agent.exit();
-        // What it said last may be on its way yet.
-        self.nats.count_within("dea.start", Duration::from_millis(100));
+        // What it said last may be on its way yet, but not once the server knows that it has gone.
+        eventually("the end of its connection", || {
+            let agents = connections(&self.server).into_iter().filter(|connection| connection["lang"] == "rust");
+            (agents.count() == 0).then_some(())
+        });
+        self.nats.catch_up();
         self.nats.forget();
     }
 
@@ -279,8 +283,9 @@ fn fifty_kills_under_load_lose_nothing() {
     let snapshot = world.saved("the end of the others", |saved| places(saved) == steady);
     let crashes: BTreeSet<_> = states(&snapshot).into_iter().filter(|(_, state)| state == "CRASHED").map(|(id, _)| id).collect();
     assert!(world.names("crashes").is_subset(&crashes), "crashes that nobody knows");
-    let instances: BTreeSet<u16> = listening(world.agent.id()).into_iter().filter(|port| *port > 61_000).collect();
-    assert_eq!(instances, steady.values().copied().collect(), "ports are left");
+    let steady: BTreeSet<u16> = steady.into_values().collect();
+    let instances = || listening(world.agent.id()).into_iter().filter(|port| *port > 61_000).collect::<BTreeSet<u16>>();
+    eventually("the end of the others' ports", || (instances() == steady).then_some(()));
 }
 
 /// Ports that a process listens on.
@@ -345,7 +350,7 @@ fn a_snapshot_of_the_first_version_and_its_droplets_resume() {
     let mut world = World::start();
     let sha1 = text(&world.stage("t1", World::package())["droplet_sha1"]);
     world.kill();
-    let port = (62_000..65_000).find(|port| TcpListener::bind(loopback(*port)).is_ok()).unwrap();
+    let port = world.ports.range().find(|port| TcpListener::bind(loopback(*port)).is_ok()).unwrap();
     let snapshot: Value = serde_json::from_str(&of_version_1(&sha1, port)).unwrap();
     let instance = &snapshot["instances"][0];
     for directory in ["app", "tmp", "logs"] {

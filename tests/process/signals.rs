@@ -1,11 +1,12 @@
 //! What a service manager tells an agent by signals.
 
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::bare_protocol::World;
-use crate::harness::{eventually, get, loopback};
+use crate::harness::{PATIENCE, get_until, loopback};
 
 #[test]
 fn term_int_and_quit_end_an_agent_and_take_its_pid_file_along() {
@@ -46,15 +47,17 @@ fn a_second_signal_insists() {
     world.nats.publish(&format!("dea.{}.start", world.dea), &start);
     let route = world.nats.expect("router.register", |_| true).json;
     let instance = loopback(u16::try_from(route["port"].as_u64().unwrap()).unwrap());
-    let client = std::thread::spawn(move || get(instance, "shop.example.net", "/sleep?ms=60000"));
-    let found = json!({"droplet": start["droplet"], "states": ["RUNNING"]});
-    world.nats.ask("dea.find.droplet", "inbox.find", &found);
-    world.nats.expect("inbox.find", |_| true);
+    let mut client = std::net::TcpStream::connect(instance).unwrap();
+    client.write_all(b"GET /sleep?ms=60000 HTTP/1.1\r\nhost: shop.example.net\r\n\r\n").unwrap();
+    // Who comes later is answered, so that the first request is in work.
+    get_until(instance, "shop.example.net", "/", 200);
     world.agent.signal("-TERM");
     world.agent.line("stopping");
     let began = Instant::now();
     world.agent.signal("-QUIT");
     assert_eq!(world.agent.exit().code(), Some(130));
     assert!(began.elapsed() < Duration::from_secs(9), "it did not wait for the instance, which has ten seconds");
-    eventually("the client to notice", || client.is_finished().then_some(()));
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let noticed = client.read(&mut [0; 100]);
+    assert!(!noticed.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{noticed:?}");
 }

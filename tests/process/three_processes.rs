@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::bare_protocol::agent_yml;
-use crate::harness::{Client, PATIENCE, Process, free_port, get, get_until, guest, loopback, nats_server};
+use crate::harness::{Client, Process, eventually, free_port, get, get_until, guest, loopback, nats_server};
+use crate::nats::Nats;
 
 /// A platform on this machine.
 pub(crate) struct Platform {
@@ -33,6 +34,7 @@ impl Platform {
             Broker::NatsServer => nats_server(nats_port),
         };
         let agent = start_agent(dir.path(), nats_port);
+        until_advertised(nats_port);
         let config = dir.path().join("router.yml");
         let yml = format!("ip: 127.0.0.1\nport: {router_port}\nstatus: {{port: 0}}\nnats_servers: ['nats://127.0.0.1:{nats_port}']\n");
         std::fs::write(&config, yml).unwrap();
@@ -52,6 +54,30 @@ impl Platform {
     pub(crate) fn body(&self, host: &str, path: &str) -> String {
         get_until(loopback(self.router_port), host, path, 200).body.trim_end().to_owned()
     }
+
+    /// Waits until so many answers in a row, in whatever order they come, are these. A router hears of changes a moment later.
+    fn until_bodies(&self, path: &str, wanted: &[&str]) {
+        eventually(&format!("{wanted:?} from {path}"), || {
+            let mut seen: Vec<String> = wanted.iter().map(|_| self.body("shop.example.net", path)).collect();
+            seen.sort();
+            (seen == wanted).then_some(())
+        });
+    }
+
+    /// Waits until what a verb prints has this in it so often. Who is asked has not much time to answer.
+    fn until_printed(&self, arguments: &[&str], text: &str, count: usize) {
+        eventually(&format!("{text:?} from {arguments:?}"), || {
+            let printed = self.client.must(arguments).to_lowercase();
+            (printed.matches(text).count() == count).then_some(())
+        });
+    }
+}
+
+/// Waits until there is an agent: a client gives up soon where there is none.
+pub(crate) fn until_advertised(nats_port: u16) {
+    let mut nats = Nats::connect(loopback(nats_port));
+    nats.subscribe("dea.advertise");
+    nats.expect("dea.advertise", |_| true);
 }
 
 pub(crate) fn start_agent(dir: &Path, nats_port: u16) -> Process {
@@ -70,22 +96,19 @@ fn lives_a_life(broker: Broker) {
     assert_eq!(platform.body("shop.example.net", "/env?name=MEMORY_LIMIT"), "64m");
 
     client.must(&["scale", "shop", "-i", "3"]);
-    let mut seen: Vec<String> = (0..6).map(|_| platform.body("shop.example.net", "/env?name=CF_INSTANCE_INDEX")).collect();
-    seen.sort();
-    assert_eq!(seen, ["0", "0", "1", "1", "2", "2"], "three instances answer in turn");
+    // Three instances answer in turn.
+    platform.until_bodies("/env?name=CF_INSTANCE_INDEX", &["0", "0", "1", "1", "2", "2"]);
 
     let apps: Value = serde_json::from_str(&client.must(&["apps", "--json"])).unwrap();
     assert!(apps.to_string().contains("\"shop\""), "{apps}");
-    let app = client.must(&["app", "shop"]);
-    assert_eq!(app.matches("RUNNING").count() + app.matches("running").count(), 3, "{app}");
+    platform.until_printed(&["app", "shop"], "running", 3);
     assert!(client.must(&["agents"]).contains("127.0.0.1") || client.must(&["agents", "--json"]).contains("available_memory"));
 
     get_until(address, "shop.example.net", "/log?text=a-line-of-mine", 200);
-    assert!(client.must(&["logs", "shop"]).contains("a-line-of-mine"));
+    platform.until_printed(&["logs", "shop"], "a-line-of-mine", 1);
 
     client.must(&["scale", "shop", "-i", "1"]);
-    let seen: Vec<String> = (0..4).map(|_| platform.body("shop.example.net", "/env?name=CF_INSTANCE_INDEX")).collect();
-    assert_eq!(seen, ["0", "0", "0", "0"]);
+    platform.until_bodies("/env?name=CF_INSTANCE_INDEX", &["0", "0", "0", "0"]);
 
     client.must(&["restart", "shop"]);
     assert_eq!(platform.body("shop.example.net", "/counter"), "1", "a new instance counts from one");
@@ -133,10 +156,8 @@ fn pushing_again_fails_no_request() {
             (answers, failures)
         });
         platform.client.must(&[&push[..], &["RELEASE=two"]].concat());
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while platform.body("shop.example.net", "/env?name=RELEASE") != "two" {
-            assert!(std::time::Instant::now() < deadline, "the old version still answers");
-        }
+        // The old version no longer answers.
+        platform.until_bodies("/env?name=RELEASE", &["two", "two", "two", "two"]);
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         load.join().unwrap()
     });

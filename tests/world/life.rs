@@ -17,14 +17,16 @@ async fn push_serve_scale_crash_restart_stop() {
 
     let mut crashes = world.client.watch_crashes().await.unwrap();
     world.client.scale(&name, 3, &mut |_| {}, &world.stop).await.unwrap();
-    let report = world.client.describe_app(&name).await.unwrap();
-    assert_eq!(report.instances.len(), 3);
-    let mut seen = Vec::new();
-    for _ in 0..6 {
-        seen.push(world.until("shop", "/env?name=CF_INSTANCE_INDEX", 200).await);
-    }
-    seen.sort();
-    assert_eq!(seen, ["0", "0", "1", "1", "2", "2"]);
+    world.until_running(&name, 3).await;
+    eventually("three instances to answer in turn", async || {
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            seen.push(world.until("shop", "/env?name=CF_INSTANCE_INDEX", 200).await);
+        }
+        seen.sort();
+        (seen == ["0", "0", "1", "1", "2", "2"]).then_some(())
+    })
+    .await;
 
     // One instance ends; its two siblings go on, and no request finds the dead one.
     world.get("shop", "/exit?status=3").await;
@@ -40,8 +42,7 @@ async fn push_serve_scale_crash_restart_stop() {
     .await;
 
     world.client.restart(&name, &mut |_| {}, &world.stop).await.unwrap();
-    let report = world.client.describe_app(&name).await.unwrap();
-    assert_eq!(report.instances.iter().filter(|instance| instance.state == dewar_protocol::InstanceState::Running).count(), 3);
+    world.until_running(&name, 3).await;
 
     world.client.stop(&name).await.unwrap();
     world.until("shop", "/", 404).await;

@@ -65,10 +65,15 @@ async fn two_agents_share_an_app() {
     let second = start_agent(&world.dir.path().join("second"), world.proxy.address, stop.clone()).await;
     world.push("shop", &world.driver(), &[]).await.unwrap();
     let name = "shop".parse().unwrap();
-    world.client.scale(&name, 4, &mut |_| {}, &world.stop).await.unwrap();
-    let report = world.client.describe_app(&name).await.unwrap();
-    let agents: std::collections::BTreeSet<_> = report.instances.iter().map(|instance| instance.agent.clone()).collect();
-    assert_eq!((report.instances.len(), agents.len()), (4, 2), "four instances on two agents");
+    // An agent that says too late that it is there gets none this time.
+    eventually("four instances on two agents", async || {
+        world.client.scale(&name, 1, &mut |_| {}, &world.stop).await.ok()?;
+        world.client.scale(&name, 4, &mut |_| {}, &world.stop).await.ok()?;
+        let report = world.client.describe_app(&name).await.ok()?;
+        let agents: std::collections::BTreeSet<_> = report.instances.iter().map(|instance| instance.agent.clone()).collect();
+        ((report.instances.len(), agents.len()) == (4, 2)).then_some(())
+    })
+    .await;
     // One agent goes in order; the other's instances serve on.
     stop.cancel();
     assert_eq!(tokio::time::timeout(PATIENCE, second.wait()).await.expect("the agent ends"), 0);

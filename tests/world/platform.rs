@@ -8,7 +8,7 @@ use dewar_agent::{Agent, AgentConfig, AgentHandle, DevAgent};
 use dewar_bus::BusConfig;
 use dewar_bus::broker::{Broker, BrokerConfig};
 use dewar_client::{AdvertiseHost, AppName, AppRecord, Client, ClientError, PackageSource, PushEvent, PushOptions};
-use dewar_protocol::{Mib, Secret};
+use dewar_protocol::{InstanceState, Mib, Secret};
 use dewar_router::{Router, RouterConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::proxy::Proxy;
 
 /// How long anything may take here.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) struct Platform {
     pub(crate) client: Client,
@@ -44,6 +44,8 @@ impl Platform {
         let stop_agent = stop.child_token();
         let agent = start_agent(&dir.path().join("agent"), proxy.address, stop_agent.clone()).await;
         let client = Client::connect(bus(nats), &dir.path().join("home"), AdvertiseHost::Loopback).await.unwrap();
+        // A client gives up soon where there is no agent.
+        eventually("an agent", async || client.agents().await.ok()).await;
         Self { client, proxy, router: router_address, agent, stop_agent, stop, dir }
     }
 
@@ -60,6 +62,16 @@ impl Platform {
         (options.memory, options.disk) = (Some(Mib(64)), Some(Mib(32)));
         options.environment = environment.iter().map(|pair| Secret((*pair).to_owned())).collect();
         self.client.push(&options, &mut |_: PushEvent| {}, &self.stop).await
+    }
+
+    /// Waits until so many instances are known to run. An agent that is busy may answer too late to be heard at once.
+    pub(crate) async fn until_running(&self, app: &AppName, count: usize) {
+        eventually(&format!("{count} running instances"), async || {
+            let report = self.client.describe_app(app).await.ok()?;
+            let running = report.instances.iter().filter(|instance| instance.state == InstanceState::Running);
+            (running.count() == count).then_some(())
+        })
+        .await;
     }
 
     /// One GET through the router, on a connection of its own.

@@ -1,5 +1,6 @@
 //! Servers to talk to: the embedded broker and a real nats-server; and a client that speaks raw bytes.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -32,6 +33,20 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     assert!(waited.await.is_ok(), "not within {PATIENCE:?}: {what}");
 }
 
+/// What listens. Its port may have had another listener of this process, who lives on for a moment in each child that another thread
+/// is about to start.
+pub(crate) async fn until_bound<L>(bind: impl AsyncFn() -> io::Result<L>) -> L {
+    let bound = timeout(PATIENCE, async {
+        loop {
+            match bind().await {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => sleep(Duration::from_millis(5)).await,
+                bound => return bound.unwrap(),
+            }
+        }
+    });
+    bound.await.expect("the port is free")
+}
+
 /// The embedded broker, running.
 pub(crate) struct TestBroker {
     pub(crate) address: SocketAddr,
@@ -41,7 +56,7 @@ pub(crate) struct TestBroker {
 
 impl TestBroker {
     pub(crate) async fn start(config: BrokerConfig) -> Self {
-        let broker = Broker::bind(config).await.unwrap();
+        let broker = until_bound(async || Broker::bind(config.clone()).await).await;
         let (address, stop) = (broker.local_addr(), CancellationToken::new());
         let running = tokio::spawn(broker.run(stop.clone()));
         Self { address, stop, running }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use crate::fixtures::{PATIENCE, TestBroker, any_port, connect_with};
+use crate::fixtures::{PATIENCE, TestBroker, any_port, connect_with, until_bound};
 
 /// A reconnect costs a tenth of a second: an eighth of the cases that other properties get. `PROPTEST_CASES` raises both.
 fn cases(runner: &TestRunner) -> u32 {
@@ -58,7 +58,7 @@ fn speech() -> impl Strategy<Value = Vec<u8>> {
 
 /// Says its part to one client and hangs up.
 async fn speak(address: SocketAddr, bytes: &[u8]) {
-    let listener = TcpListener::bind(address).await.unwrap();
+    let listener = until_bound(async || TcpListener::bind(address).await).await;
     let (mut stream, _) = timeout(PATIENCE, listener.accept()).await.expect("the client comes").unwrap();
     // The client may hang up first.
     let _ = stream.write_all(bytes).await;
