@@ -113,12 +113,12 @@ async fn a_blobstore_that_misbehaves_leaves_nothing_and_the_next_fetch_succeeds(
         (Answer::Hang, transport),
     ];
     let patient = TransferConfig { pause: Duration::from_millis(1), ..TransferConfig::default() };
-    let hasty = TransferConfig { inactivity_timeout: Duration::from_millis(300), total_timeout: Duration::from_secs(2), ..patient.clone() };
+    let hasty = TransferConfig { inactivity_timeout: Duration::from_millis(300), total_timeout: Duration::from_secs(2), ..patient };
     let store = |config| DropletStore::open(&dir.path().join("droplets"), Transfers::new(config).unwrap()).unwrap();
     let sha1 = sha1_of(&droplet);
     let cases = cases.map(|(answer, expected)| (&patient, answer, expected)).into_iter();
     for (config, answer, expected) in cases.chain(slow.map(|(answer, expected)| (&hasty, answer, expected))) {
-        let store = store(config.clone());
+        let store = store(*config);
         let shown = format!("{answer:?}");
         let shown = &shown[..shown.len().min(40)];
         let server = Server::start(move |_| answer.clone()).await;
