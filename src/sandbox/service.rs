@@ -53,6 +53,8 @@ pub(crate) struct Service {
 
 struct State {
     inbox: VecDeque<Request>,
+    /// Clients that will hear that there is no answer when it is known why.
+    unanswered: Vec<Answering>,
     /// Wakes the work for what is in the inbox.
     waker: Option<Waker>,
     /// How many requests there have been.
@@ -100,6 +102,7 @@ impl Service {
             released: app.pool.released(),
             state: Mutex::new(State {
                 inbox: VecDeque::new(),
+                unanswered: Vec::new(),
                 waker: None,
                 given: 1,
                 requests: 1,
@@ -144,21 +147,21 @@ impl Service {
     async fn run(self: Arc<Self>, app: Arc<App>, worker: Worker) {
         let work = app.cpu.schedule(self.clone().work(worker));
         let ended = tokio::select! {
+            biased;
             ended = work => Some(ended),
             () = self.abandoned() => None,
         };
         app.pool.over(&self);
-        // Before the store is dropped, with which bodies end as if they were complete, and before clients hear that there is no answer.
+        // Before the store is dropped, with which bodies end as if they were complete.
         self.is_broken.store(ended.as_ref().is_none_or(|ended| ended.outcome.is_err()), Ordering::Release);
-        let unanswered = {
-            let mut state = self.state();
-            (state.is_closed, state.is_over) = (true, true);
-            std::mem::take(&mut state.inbox)
-        };
-        drop(unanswered);
         if let Some(ended) = ended {
             app.ended(ended);
         }
+        let mut state = self.state();
+        (state.is_closed, state.is_over) = (true, true);
+        let unanswered = (std::mem::take(&mut state.inbox), std::mem::take(&mut state.unanswered));
+        drop(state);
+        drop(unanswered);
     }
 
     async fn work(self: Arc<Self>, mut worker: Worker) -> Ended {
@@ -228,7 +231,8 @@ impl Service {
     }
 
     async fn call(&self, accessor: &Accessor<Guest>, guest: &p3::bindings::Service, request: Request) -> Result<(), Error> {
-        let Request { request, mut answering, times, has_ended } = request;
+        let Request { request, answering, times, has_ended } = request;
+        let mut answering = Unanswered { service: self, answering: Some(answering) };
         let call = Call::begin(accessor, guest, request)?;
         let task = call.task();
         accessor.with(|mut store| store.get().calls().set(task, times.head.into_std()));
@@ -237,13 +241,16 @@ impl Service {
             // An answer that nobody waits for is not given. The guest goes on until its service ends.
             std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                Poll::Pending => answering.poll_closed(cx).map(|()| None),
+                Poll::Pending => answering.poll_is_unwanted(cx).map(|()| None),
             })
             .await
         };
         if let Some(answer) = answer {
             accessor.with(|mut store| store.get().calls().set(task, times.end.into_std()));
-            give(answer?, answering, || has_ended.store(true, Ordering::Release)).await;
+            let answer = answer?;
+            if let Some(answering) = answering.answering.take() {
+                give(answer, answering, || has_ended.store(true, Ordering::Release)).await;
+            }
         }
         accessor.with(|mut store| {
             let guest = store.get();
@@ -292,6 +299,25 @@ impl Service {
                 () = sleep_until(until) => {}
             }
         }
+    }
+}
+
+/// A client that waits for an answer. When the work ends without one, it is told at the very end.
+struct Unanswered<'a> {
+    service: &'a Service,
+    answering: Option<Answering>,
+}
+
+impl Unanswered<'_> {
+    /// Waits until the client has gone.
+    fn poll_is_unwanted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.answering.as_mut().map_or(Poll::Ready(()), |answering| answering.poll_closed(cx))
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.service.state().unanswered.extend(self.answering.take());
     }
 }
 

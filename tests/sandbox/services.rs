@@ -97,7 +97,7 @@ async fn limited() {
 async fn shared_end() {
     let app = one_store(|_| {}).await;
     for round in 0..2 {
-        let innocent = waits(&app, "/wait?ms=60000").await;
+        let innocent = waits(&app, "/wait?ms=600000").await;
         let guilty = ask(&app, "/panic?ms=0");
         assert_eq!(text(guilty).await, "500 the app failed to answer");
         assert_eq!(text(innocent).await, "500 the app failed to answer", "round {round}");
@@ -110,7 +110,7 @@ async fn shared_end() {
     let app = Arc::new(Plan::of("tests/service-hello").await.start().await);
     let mut innocent = Vec::new();
     for _ in 0..8 {
-        innocent.push(waits(&app, "/wait?ms=60000").await);
+        innocent.push(waits(&app, "/wait?ms=600000").await);
     }
     while !innocent.iter().any(JoinHandle::is_finished) {
         assert_eq!(text(ask(&app, "/panic?ms=0")).await, "500 the app failed to answer");
@@ -122,7 +122,7 @@ async fn shared_end() {
 async fn unfinished() {
     let app = one_store(|_| {}).await;
     let mut stream = TcpStream::connect(app.address).await.unwrap();
-    stream.write_all(b"GET /parts?ms=60000 HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    stream.write_all(b"GET /parts?ms=600000 HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let mut heard = Vec::new();
     while !heard.ends_with(b"one\r\n") {
         assert_ne!(stream.read_buf(&mut heard).await.unwrap(), 0, "{}", String::from_utf8_lossy(&heard));
@@ -138,15 +138,15 @@ async fn unfinished() {
 
 async fn gone() {
     let app = one_store(|_| {}).await;
-    let stays = waits(&app, "/wait?ms=1500").await;
-    let leaves = waits(&app, "/wait?ms=60000").await;
+    let stays = waits(&app, "/wait?ms=5000").await;
+    let leaves = waits(&app, "/wait?ms=600000").await;
     leaves.abort();
     assert_eq!(text(stays).await, "200 2 of 2");
     // What the other would have waited for has ended with the store.
     assert_eq!(app.ok("/wait?ms=0").await, "1 of 1");
 
     // With nobody else there it ends at once, whatever the guests do.
-    for paths in [&["/wait?ms=60000", "/wait?ms=60000"][..], &["/spin?ms=0"]] {
+    for paths in [&["/wait?ms=600000", "/wait?ms=600000"][..], &["/spin?ms=0"]] {
         let mut leave = Vec::new();
         for path in paths {
             leave.push(waits(&app, path).await);
@@ -160,7 +160,7 @@ async fn gone() {
 async fn computes() {
     let change = |limits: &mut HttpLimits| limits.response_timeout = Duration::from_secs(2);
     let app = Arc::new(Plan::of("tests/service-hello").await.http(change).start().await);
-    let beside = waits(&app, "/wait?ms=60000").await;
+    let beside = waits(&app, "/wait?ms=600000").await;
     let guilty = ask(&app, "/spin?ms=100");
     tokio::time::sleep(Duration::from_millis(300)).await;
     for _ in 0..20 {
@@ -181,13 +181,13 @@ async fn computes() {
 }
 
 async fn late() {
-    let app = one_store(|limits| limits.response_timeout = Duration::from_secs(6)).await;
-    let late = waits(&app, "/wait?ms=60000").await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let in_time = waits(&app, "/wait?ms=3500").await;
+    let app = one_store(|limits| limits.response_timeout = Duration::from_secs(10)).await;
+    let late = waits(&app, "/wait?ms=600000").await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let in_time = waits(&app, "/wait?ms=6000").await;
     assert_eq!(text(late).await, "504 the app took too long to answer");
     assert_eq!(text(in_time).await, "200 2 of 2");
-    assert!(app.lines.all().contains("no answer within 6s"), "{}", app.lines.all());
+    assert!(app.lines.all().contains("no answer within 10s"), "{}", app.lines.all());
     assert_eq!(app.ok("/wait?ms=0").await, "1 of 1", "the store has gone with the one that was late");
 }
 
@@ -198,10 +198,9 @@ async fn afterwards() {
     eventually("what was to do is done", || app.lines.all().contains("done 300 ms later")).await;
     assert_eq!(app.ok("/wait?ms=0").await, "1 of 2", "in the same store");
 
-    let short = one_store(|limits| limits.total_timeout = Duration::from_millis(500)).await;
-    assert_eq!(short.ok("/later?ms=60000").await, "later");
-    let with_store = short.sandbox.usage().memory;
-    eventually("the end of the store", || short.sandbox.usage().memory < with_store).await;
+    let short = one_store(|limits| limits.total_timeout = Duration::from_secs(2)).await;
+    assert_eq!(short.ok("/later?ms=600000").await, "later");
+    eventually("the end of the store", || short.sandbox.usage().memory == Size(0)).await;
     assert_eq!(short.ok("/wait?ms=0").await, "1 of 1");
     assert!(!short.lines.all().contains("later"), "{}", short.lines.all());
 }
