@@ -117,10 +117,16 @@ impl Exchange {
         })
         .await;
         match answer {
-            Err(NoAnswer::Late) if self.work.take().is_some() => {
-                self.app.failed(&format!("no answer within {:?}", self.app.limits.response_timeout));
+            Err(NoAnswer::Late) => {
+                let text = format!("no answer within {:?}", self.app.limits.response_timeout);
+                match self.work.take() {
+                    None => {}
+                    // One that computes makes all those late that are beside it.
+                    Some(Work::Shared(seat)) if seat.is_not_the_first_failure() => self.app.complain(&text),
+                    Some(_) => self.app.failed(&text),
+                }
             }
-            Err(NoAnswer::Late | NoAnswer::Failed) => {}
+            Err(NoAnswer::Failed) => {}
             Ok(_) => {
                 let deadline = self.start + self.app.limits.total_timeout;
                 if let Some(Work::Alone(_, alarm)) = &self.work {

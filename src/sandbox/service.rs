@@ -45,6 +45,8 @@ pub(crate) struct Service {
     alarm: Arc<Alarm>,
     /// The work has ended before its time.
     is_broken: AtomicBool,
+    /// A client has waited too long.
+    has_failed: AtomicBool,
     /// Nobody may join any more, and there are no clients any more.
     is_abandoned: Notify,
     /// Tells those who wait for a place.
@@ -98,6 +100,7 @@ impl Service {
             limit: limits.requests_per_store.saturating_sub(worker.served),
             alarm: worker.store.data().alarm(),
             is_broken: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
             is_abandoned: Notify::new(),
             released: app.pool.released(),
             state: Mutex::new(State {
@@ -355,6 +358,11 @@ impl Seat {
     /// Whether the work has ended before its time.
     pub(crate) fn is_broken(&self) -> bool {
         self.service.is_broken.load(Ordering::Acquire)
+    }
+
+    /// Notes that the client has waited too long; whether one had already.
+    pub(crate) fn is_not_the_first_failure(&self) -> bool {
+        self.service.has_failed.swap(true, Ordering::Relaxed)
     }
 
     /// The client has all that it wanted. The guest may still have something to do.

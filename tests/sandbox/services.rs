@@ -158,20 +158,25 @@ async fn gone() {
 }
 
 async fn computes() {
-    let change = |limits: &mut HttpLimits| limits.response_timeout = Duration::from_secs(2);
+    let change = |limits: &mut HttpLimits| limits.response_timeout = Duration::from_secs(5);
     let app = Arc::new(Plan::of("tests/service-hello").await.http(change).start().await);
-    let beside = waits(&app, "/wait?ms=600000").await;
-    let guilty = ask(&app, "/spin?ms=100");
+    let mut beside = Vec::new();
+    for _ in 0..8 {
+        beside.push(waits(&app, "/wait?ms=2500").await);
+    }
+    let guilty = waits(&app, "/spin?ms=100").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     for _ in 0..20 {
         assert_eq!(app.ok("/").await, "Hello from WASI 0.3\n", "there is another store for those who come");
     }
     assert!(text(guilty).await.starts_with("504"));
-    beside.abort();
+    for answer in join_all(beside.into_iter().map(text)).await {
+        assert!(["504", "500", "200"].contains(&&answer[..3]), "{answer}");
+    }
     // On a busy machine its clients may be told before it has trapped, and then it ends with them.
-    let reasons = ["still computing when its time was up", "no answer within 2s"];
+    let reasons = ["still computing when its time was up", "no answer within 5s"];
     eventually("why is told", || reasons.iter().any(|reason| app.lines.all().contains(reason))).await;
-    assert_eq!(app.ok("/").await, "Hello from WASI 0.3\n");
+    assert_eq!(app.ok("/").await, "Hello from WASI 0.3\n", "so many who were late are no crash");
     let rests = || {
         let before = app.sandbox.usage().cpu;
         std::thread::sleep(Duration::from_millis(100));
