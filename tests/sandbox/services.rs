@@ -164,6 +164,8 @@ async fn computes() {
     for _ in 0..8 {
         beside.push(waits(&app, "/wait?ms=2500").await);
     }
+    // Their time is up before its own.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let guilty = waits(&app, "/spin?ms=100").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     for _ in 0..20 {
