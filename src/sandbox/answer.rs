@@ -35,8 +35,9 @@ pub(crate) struct Ended {
 enum Work {
     /// In a store of its own, whenever the client's connection polls it.
     Alone(Scheduled<Ended>, Arc<Alarm>),
-    /// In a store and a task that it shares.
-    Shared(Seat),
+    /// In a store that others may come to share. Until it first has to wait it is polled as if it were alone; then it gets a task of
+    /// its own, because no client must depend on how fast another reads.
+    Shared(Seat, Option<Scheduled<Ended>>),
 }
 
 /// A guest at work on a request. Dropping it ends the guest's store, if it is not done and nobody else needs it.
@@ -71,17 +72,14 @@ impl Exchange {
     ) -> (Self, Head) {
         let (answering, head) = oneshot::channel();
         let deadline = start + app.limits.response_timeout;
-        let seat = match place {
-            Place::Store(worker) if app.pool.shares() => Ok(Service::start(&app, worker)),
-            Place::Seat(seat) => Ok(seat),
-            Place::Store(worker) => Err(worker),
-        };
-        let work = match seat {
-            Ok(seat) => {
-                let times = Deadlines { head: deadline, end: start + app.limits.total_timeout };
-                Work::Shared(seat.give(request, answering, times))
+        let times = Deadlines { head: deadline, end: start + app.limits.total_timeout };
+        let work = match place {
+            Place::Seat(seat) => Work::Shared(seat.give(request, answering, times), None),
+            Place::Store(worker) if app.pool.shares() => {
+                let (seat, work) = Service::start(&app, worker);
+                Work::Shared(seat.give(request, answering, times), Some(work))
             }
-            Err(mut worker) => {
+            Place::Store(mut worker) => {
                 let alarm = worker.store.data().alarm();
                 alarm.set(deadline.into_std());
                 let work = async move {
@@ -104,6 +102,9 @@ impl Exchange {
             if matches!(answer, Poll::Ready(Err(_))) {
                 self.work = None;
             }
+            if answer.is_pending() {
+                self.share();
+            }
             match answer {
                 Poll::Ready(Ok(answer)) => Poll::Ready(answer.map_err(|code| {
                     self.app.complain(&format!("the app answered with an error: {code}"));
@@ -122,7 +123,7 @@ impl Exchange {
                 match self.work.take() {
                     None => {}
                     // One that computes makes all those late that are beside it.
-                    Some(Work::Shared(seat)) if seat.is_not_the_first_failure() => self.app.complain(&text),
+                    Some(Work::Shared(seat, _)) if seat.is_not_the_first_failure() => self.app.complain(&text),
                     Some(_) => self.app.failed(&text),
                 }
             }
@@ -140,28 +141,38 @@ impl Exchange {
 
     fn poll_work(&mut self, cx: &mut Context<'_>) {
         match &mut self.work {
-            Some(Work::Alone(work, _)) => {
+            Some(Work::Alone(work, _) | Work::Shared(_, Some(work))) => {
                 if let Poll::Ready(ended) = Pin::new(work).poll(cx) {
                     self.work = None;
                     self.trapped = ended.outcome.is_err();
                     self.app.ended(ended);
                 }
             }
-            Some(Work::Shared(seat)) => self.trapped = seat.is_broken(),
+            Some(Work::Shared(seat, None)) => self.trapped = seat.is_broken(),
             None => {}
+        }
+    }
+
+    /// Lets others share the store, if they may.
+    fn share(&mut self) {
+        if let Some(Work::Shared(seat, work)) = &mut self.work
+            && let Some(work) = work.take()
+        {
+            seat.share(&self.app, work);
         }
     }
 
     /// Whether the guest has ended before its time. One in a task of its own may do so at any moment.
     fn has_broken(&self) -> bool {
-        self.trapped || matches!(&self.work, Some(Work::Shared(seat)) if seat.is_broken())
+        self.trapped || matches!(&self.work, Some(Work::Shared(seat, _)) if seat.is_broken())
     }
 
     /// Lets the guest finish on its own what it still has to do.
     fn finish(mut self) {
+        self.share();
         match self.work.take() {
             None => {}
-            Some(Work::Shared(seat)) => seat.finish(),
+            Some(Work::Shared(seat, _)) => seat.finish(),
             alone @ Some(Work::Alone(..)) => {
                 self.work = alone;
                 let app = self.app.clone();
@@ -257,6 +268,7 @@ impl GuestBody {
                 return Poll::Ready(None);
             }
             Poll::Pending => {
+                exchange.share();
                 if exchange.deadline.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }

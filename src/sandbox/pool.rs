@@ -170,7 +170,7 @@ impl Pool {
         self.shares
     }
 
-    /// A store takes requests while it is at work.
+    /// A store that is at work takes requests.
     pub(crate) fn began(&self, service: Arc<Service>) {
         self.services().push(service);
     }

@@ -1,7 +1,7 @@
 //! A store of WASI 0.3 at work on several requests.
 //!
-//! The first request takes a store out of the pool; while it is at work others join it, up to a limit ([`Service::join`]). The work
-//! has a task of its own, because no client must depend on how fast another reads. When all is done the store goes back to the pool.
+//! The first request takes a store out of the pool. When it has to wait for something the work gets a task of its own ([`Seat::share`]),
+//! and others may join it, up to a limit ([`Service::join`]). When all is done the store goes back to the pool.
 //!
 //! The guests of a store take turns: while one computes the others wait, and nobody joins. What ends one of them ends all, so a
 //! service from which a client goes away, or for which one has waited too long, takes no more requests, and ends as soon as the
@@ -29,6 +29,7 @@ use crate::guest::Guest;
 use crate::http::App;
 use crate::limits::{CALL_BYTES, Charge, MemoryBudget};
 use crate::pool::Worker;
+use crate::scheduled::Scheduled;
 
 use call::{Call, give};
 
@@ -92,8 +93,8 @@ struct Request {
 }
 
 impl Service {
-    /// Puts a store to work, of which its first request has the first place.
-    pub(crate) fn start(app: &Arc<App>, worker: Worker) -> Seat {
+    /// A store's work, and the first place in it.
+    pub(crate) fn start(app: &Arc<App>, worker: Worker) -> (Seat, Scheduled<Ended>) {
         let limits = &app.limits;
         let service = Arc::new(Self {
             places: limits.concurrent_requests_per_store,
@@ -117,9 +118,8 @@ impl Service {
                 charges: Vec::new(),
             }),
         });
-        app.pool.began(service.clone());
-        app.spawn(service.clone().run(app.clone(), worker));
-        Seat::new(service)
+        let work = app.cpu.schedule(service.clone().work(worker));
+        (Seat::new(service), work)
     }
 
     /// A place beside those who are at work already; `None` when there is none, or no memory for another call.
@@ -147,8 +147,7 @@ impl Service {
     }
 
     /// The work, until it ends or nobody wants it any more.
-    async fn run(self: Arc<Self>, app: Arc<App>, worker: Worker) {
-        let work = app.cpu.schedule(self.clone().work(worker));
+    async fn run(self: Arc<Self>, app: Arc<App>, work: Scheduled<Ended>) {
         let ended = tokio::select! {
             biased;
             ended = work => Some(ended),
@@ -353,6 +352,12 @@ impl Seat {
         drop(state);
         waker.into_iter().for_each(Waker::wake);
         self
+    }
+
+    /// Has the work done in a task of its own, and lets others join.
+    pub(crate) fn share(&self, app: &Arc<App>, work: Scheduled<Ended>) {
+        app.pool.began(self.service.clone());
+        app.spawn(self.service.clone().run(app.clone(), work));
     }
 
     /// Whether the work has ended before its time.
