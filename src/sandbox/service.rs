@@ -160,7 +160,7 @@ impl Service {
             app.ended(ended);
         }
         let mut state = self.state();
-        (state.is_closed, state.is_over) = (true, true);
+        state.is_over = true;
         let unanswered = (std::mem::take(&mut state.inbox), std::mem::take(&mut state.unanswered));
         drop(state);
         drop(unanswered);
@@ -179,7 +179,10 @@ impl Service {
             })
             .await
         };
-        worker.served += self.state().given;
+        let mut state = self.state();
+        state.is_closed = true;
+        worker.served += state.given;
+        drop(state);
         Ended { worker, outcome }
     }
 
