@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::rig::{Rig, ask, distinct, hello, quantiles};
+use crate::rig::{Rig, STORE_IDLE, ask, distinct, hello, quantiles};
 
 const INSTANCES: usize = 10_000;
 const PER_APP: usize = 100;
@@ -46,6 +46,8 @@ pub(crate) fn measure(rig: &mut Rig) {
     );
     println!("a request to each of all: {}", quantiles(asked.iter().map(|(host, port)| ask(host, **port)).collect()));
     report(rig, "each asked once", wanted, empty, idle);
+    std::thread::sleep(STORE_IDLE + Duration::from_secs(20));
+    report(rig, "and left alone again", wanted, empty, idle);
 }
 
 fn report(rig: &Rig, what: &str, instances: usize, empty: u64, idle: u64) {

@@ -11,6 +11,9 @@ use crate::nats::Nats;
 /// Below the ports that the kernel gives to outgoing connections, and more than the default.
 const PORTS: &str = "{first: 10000, last: 32000}";
 
+/// How long instances keep what they do not need.
+pub(crate) const STORE_IDLE: Duration = Duration::from_secs(60);
+
 /// Bytes: a heartbeat of 10,000 instances is larger than the default of NATS servers.
 const MAX_PAYLOAD: &str = "8388608";
 
@@ -31,9 +34,10 @@ impl Rig {
         let broker = Process::dewar(&["broker", "--listen", &format!("127.0.0.1:{port}"), "--max-payload", MAX_PAYLOAD]);
         let config = dir.path().join("agent.yml");
         let base = dir.path().join("base").display().to_string();
+        let idle = STORE_IDLE.as_secs();
         let yml = format!(
             "base_dir: {base}\nnats_servers: ['nats://127.0.0.1:{port}']\nlocal_ip: 127.0.0.1\nstaging: {{enabled: true}}\n\
-             resources: {{memory_mb: 1000000, disk_mb: 1000000}}\ninstance: {{ports: {PORTS}}}\nlogging: {{level: warn}}\n"
+             resources: {{memory_mb: 1000000, disk_mb: 1000000}}\ninstance: {{ports: {PORTS}, http: {{store_idle_timeout: {idle}}}}}\nlogging: {{level: warn}}\n"
         );
         std::fs::write(&config, yml).unwrap();
         let mut nats = Nats::connect(loopback(port));

@@ -43,7 +43,7 @@ use crate::{Exit, HttpLimits, Instances, serve, trap};
 const FAILURES: u32 = 3;
 /// Start-up code that takes no longer than this may run again for the first request.
 const CHEAP_START: Duration = Duration::from_millis(5);
-/// How often idle stores are looked at.
+/// How often idle stores are looked at, at the least.
 const TRIM: Duration = Duration::from_secs(10);
 /// How long to wait when no connection can be accepted, which is for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -193,6 +193,7 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
         // Only a request leaves something behind in a store, so this one is as good as the one that the first request will make.
         // An instance that is not asked takes a third of the memory that way.
         drop(first);
+        pool.starts_quickly();
     }
     let app = Arc::new(App {
         pool,
@@ -232,7 +233,7 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
 
 /// Serves until told to stop and the last request is done.
 async fn run(listener: TcpListener, app: &Arc<App>, orders: &Orders, connections: &mut JoinSet<()>) {
-    let mut trim = tokio::time::interval(TRIM);
+    let mut trim = tokio::time::interval(TRIM.min(app.limits.store_idle_timeout));
     // Told once for each time that there are no descriptors: thousands of instances may be short of them at once.
     let mut told = false;
     loop {

@@ -71,6 +71,9 @@ pub struct HttpLimits {
     pub instances: Instances,
     /// How many requests a store answers before it is replaced by a fresh one; of no meaning for [`Instances::Fresh`].
     pub requests_per_store: u32,
+    /// How long the last store is kept without a request, and what the guest has in memory with it, where start-up code is quick; at
+    /// least a millisecond.
+    pub store_idle_timeout: Duration,
     /// How many requests a store of WASI 0.3 may have at a time, at least 1; of no meaning for 0.2, whose guests answer one after the
     /// other, and for [`Instances::Fresh`].
     pub concurrent_requests_per_store: usize,
@@ -100,6 +103,7 @@ impl Default for HttpLimits {
             startup_timeout: Duration::from_secs(60),
             instances: Instances::default(),
             requests_per_store: 10_000,
+            store_idle_timeout: Duration::from_secs(300),
             concurrent_requests_per_store: 16,
             response_timeout: Duration::from_secs(60),
             total_timeout: Duration::from_secs(900),

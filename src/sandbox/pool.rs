@@ -1,14 +1,15 @@
 //! The stores of an http instance, made when needed and used again, by several requests at a time where the guest can ([`Service`]).
 //!
 //! All of them live within the instance's memory budget. A store that lies idle is dropped when another needs its memory, or
-//! when it has not been used for [`IDLE`]; the last one stays, unless another instance finds no place for one ([`Crowd`]).
+//! when it has not been used for [`IDLE`]. The last one stays for longer ([`HttpLimits::store_idle_timeout`]), and where start-up code
+//! takes its time for good, unless another instance finds no place for a store ([`Crowd`]).
 //!
 //! Where each request is to have a store of its own ([`Instances::Fresh`]), up to [`PREPARED`] are made ahead, and those that have
 //! answered are dropped, off the way of requests.
 
 use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,9 @@ pub(crate) struct Pool {
     requests_per_store: u32,
     /// Whether a store takes more than one request at a time.
     shares: bool,
+    last_idle: Duration,
+    /// Whether the last store may go, since another is made quickly.
+    starts_quickly: AtomicBool,
     live: Arc<AtomicUsize>,
     idle: Mutex<Vec<Worker>>,
     /// Those that take requests while they are at work on others.
@@ -88,6 +92,8 @@ impl Pool {
     ) -> Arc<Self> {
         let pool = Arc::new(Self {
             shares: limits.instances == Instances::Reuse && limits.concurrent_requests_per_store > 1 && matches!(*pre, ProxyPre::P3(_)),
+            last_idle: limits.store_idle_timeout,
+            starts_quickly: AtomicBool::new(false),
             pre,
             blueprint,
             core_dumps,
@@ -303,12 +309,25 @@ impl Pool {
         self.released.notify_one();
     }
 
-    /// Drops stores that have lain idle for long, but not the last one.
+    /// Notes that start-up code takes next to no time.
+    pub(crate) fn starts_quickly(&self) {
+        self.starts_quickly.store(true, Ordering::Relaxed);
+    }
+
+    /// Drops stores that have lain idle for long.
     pub(crate) fn trim(&self) {
         let mut expired = Vec::new();
         let mut idle = self.idle();
         // The one used last is at the end.
-        while idle.len() > 1 && idle.first().is_some_and(|worker| worker.idle_since.elapsed() > IDLE) {
+        while let Some(oldest) = idle.first() {
+            let patience = match idle.len() {
+                1 if !self.starts_quickly.load(Ordering::Relaxed) => break,
+                1 => self.last_idle,
+                _ => self.last_idle.min(IDLE),
+            };
+            if oldest.idle_since.elapsed() <= patience {
+                break;
+            }
             expired.push(idle.remove(0));
         }
         drop(idle);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dewar_protocol::{Bytes as Size, LogStream};
-use dewar_sandbox::{Instances, World};
+use dewar_sandbox::{HttpLimits, Instances, World};
 use libtest_mimic::Trial;
 
 use crate::fixture::{PATIENCE, Plan, eventually, test};
@@ -15,6 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("http::wasi_0_3_answers", wasi_0_3),
         test("http::of_both_worlds_http_is_the_first", both_worlds),
         test("http::a_store_is_used_again", stores_are_used_again),
+        test("http::the_last_store_makes_way_after_a_while", idle),
         test("http::a_fresh_store_knows_nothing_of_others_before_it", fresh_stores),
         test("http::stores_made_ahead_stay_within_the_quota", fresh_within_quota),
         test("http::requests_run_side_by_side", side_by_side),
@@ -228,6 +229,20 @@ async fn start_up_spins() {
     assert!(exit.description.starts_with("still computing"), "{}", exit.description);
     assert!(exit.description.contains("busy"), "a named backtrace: {}", exit.description);
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+async fn idle() {
+    let change = |limits: &mut HttpLimits| limits.store_idle_timeout = Duration::from_millis(200);
+    let app = Plan::of("tests/http-driver").await.http(change).start().await;
+    assert_eq!(app.ok("/counter").await, "1");
+    eventually("the store has gone", || app.sandbox.usage().memory == Size(0)).await;
+    assert_eq!(app.ok("/counter").await, "1", "in a new one");
+
+    // Usually it takes longer.
+    let app = Plan::of("tests/http-driver").await.start().await;
+    assert_eq!(app.ok("/counter").await, "1");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(app.ok("/counter").await, "2");
 }
 
 async fn wind_down() {

@@ -71,6 +71,7 @@ fn http(reader: &mut Reader) -> HttpLimits {
         response_body: Bytes(reader.integer("instance.http.response_body_bytes", default.response_body.0, 0..=BOUNDLESS)),
         head_timeout: reader.seconds("instance.http.head_timeout", default.head_timeout, 0.1..=DAY),
         startup_timeout: reader.seconds("instance.http.startup_timeout", default.startup_timeout, 0.1..=DAY),
+        store_idle_timeout: reader.seconds("instance.http.store_idle_timeout", default.store_idle_timeout, 0.1..=DAY),
         response_timeout: reader.seconds("instance.http.response_timeout", default.response_timeout, 0.1..=DAY),
         total_timeout: reader.seconds("instance.http.total_timeout", default.total_timeout, 0.1..=DAY),
     }

@@ -64,6 +64,11 @@ pub(super) const KEYS: &[(&str, &str, &str)] = &[
         "",
         "Requests that a store of WASI 0.3 may have at a time: they share its memory, and what ends one of them ends all.",
     ),
+    (
+        "instance.http.store_idle_timeout",
+        "",
+        "Seconds without a request until an app's last store makes way, what it has in memory with it, unless its start-up code is slow.",
+    ),
     ("instance.http.requests_per_store", "", "Requests after which a store that is used again is made anew."),
     ("instance.http.concurrent_requests", "", "Requests that one instance works on at a time."),
     ("instance.http.queued_requests", "", "Requests that wait for one instance; one more is answered 503."),
