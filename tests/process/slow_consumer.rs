@@ -47,14 +47,17 @@ fn more_requests_than_can_be_answered_are_dropped_counted_and_told() {
     let (mut world, instance) = serving();
     let announced = world.nats.expect("vcap.component.announce", |_| true).json;
     let status = announced["host"].as_str().unwrap().parse().unwrap();
-    // Costly to read, cheap to send: while the agent reads one, hundreds come.
-    let ids: Vec<String> = (0..200).map(|number| format!("{number:032x}")).collect();
+    // Costly to read, cheap to send: while the agent reads one, hundreds of the others come.
+    let ids: Vec<String> = (0..1000).map(|number| format!("{number:x}")).collect();
     let question = json!({"droplet": "nobody", "instances": ids}).to_string();
-    // A server that is slow itself may throw the agent out before all of it is there; then the next time tells.
+    // An agent that is quick has read them all before there are enough; then more are needed. But a server gives up on one that takes
+    // nothing for 10 seconds, or has 64 MiB to take.
+    let mut questions = 500;
     eventually("messages to be lost", || {
+        questions = (questions * 2).min(6000);
         world.agent.signal("-STOP");
-        world.nats.publish_many("dea.find.droplet", question.as_bytes(), 8000);
-        world.nats.publish_many("dea.find.droplet", b"{\"droplet\":\"nobody\"}", 20_000);
+        world.nats.publish_many("dea.find.droplet", question.as_bytes(), questions);
+        world.nats.publish_many("dea.find.droplet", b"{\"droplet\":\"nobody\"}", 24_000);
         world.agent.signal("-CONT");
         let deadline = Instant::now() + Duration::from_secs(10);
         while lost(status) == 0 && Instant::now() < deadline {
