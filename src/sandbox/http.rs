@@ -41,8 +41,10 @@ use crate::{Exit, HttpLimits, Instances, serve, trap};
 
 /// So many failures in a row are a crash.
 const FAILURES: u32 = 3;
-/// Start-up code that takes no longer than this may run again for the first request.
+/// Start-up code that takes no more CPU time than this may run again for the first request.
 const CHEAP_START: Duration = Duration::from_millis(5);
+/// Unless it waits: then it takes longer than this. One that only computes does not, even among thousands that start.
+const PROMPT_START: Duration = Duration::from_millis(50);
 /// How often idle stores are looked at, at the least.
 const TRIM: Duration = Duration::from_secs(10);
 /// How long to wait when no connection can be accepted, which is for want of descriptors.
@@ -187,7 +189,7 @@ pub(crate) async fn prepare(parts: Parts, pre: Arc<ProxyPre<Guest>>) -> Result<P
     let pool = Pool::new(pre, blueprint, core_dumps.clone(), cpu.clone(), &limits, shared.crowd.clone());
     let began = Instant::now();
     let first = pool.take_store().await.map_err(|cause| exit_of(&cause))?;
-    if began.elapsed() > CHEAP_START {
+    if cpu.total() > CHEAP_START || began.elapsed() > PROMPT_START {
         pool.keep(first);
     } else {
         // Only a request leaves something behind in a store, so this one is as good as the one that the first request will make.
