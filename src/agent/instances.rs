@@ -142,7 +142,8 @@ impl Instances {
     }
 
     async fn supervise(&self, spec: &SandboxSpec, live: &Live) {
-        let exit = seen_to_its_end(self.run(spec, live)).await;
+        // In a place of its own: whoever watches over it would keep room for it twice, for as long as the instance lives.
+        let exit = seen_to_its_end(Box::pin(self.run(spec, live))).await;
         self.clean_up(&spec.instance_id, live.stop.is_cancelled()).await;
         self.live().remove(&spec.key);
         let lines = live.last_lines.take();
@@ -155,7 +156,9 @@ impl Instances {
     async fn run(&self, spec: &SandboxSpec, live: &Live) -> Exit {
         let (app_id, instance_id, index) = (&spec.start.app_id, &spec.instance_id, spec.start.index);
         let start = info_span!(target: TARGET, "start", %app_id, %instance_id, index, otel.status_code = field::Empty);
-        match self.launch(spec, live).instrument(info_span!(target: TARGET, parent: &start, "launch")).await {
+        // What a launch needs is there no longer than that: thousands that merely run are to be small.
+        let launch = Box::pin(self.launch(spec, live));
+        match launch.instrument(info_span!(target: TARGET, parent: &start, "launch")).await {
             Ok(launched) => self.watch(spec, live, launched, start).await,
             Err(StartError::Cancelled) => StartError::Cancelled.into_exit(),
             Err(error) => {
