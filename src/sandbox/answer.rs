@@ -1,8 +1,9 @@
 //! One request on its way through a guest, and the answer on its way back.
 //!
-//! The work of a guest that has a store to itself belongs to the task of the client's connection, which polls it first until there is the head of an answer, then
-//! whenever it polls the body. So a client that goes away takes its guest with it, and one that reads slowly slows it down. What a guest still has to
-//! do after its answer is complete, it does in a task of its own.
+//! The work of a guest that has a store to itself belongs to the task of the client's connection, which polls it first until there is
+//! the head of an answer, then whenever it polls the body. So a client that goes away takes its guest with it, and one that reads slowly
+//! slows it down. What a guest still has to do after its answer is complete, it does in a task of its own. Where requests share a store
+//! see [`crate::service`].
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -123,7 +124,7 @@ impl Exchange {
                 match self.work.take() {
                     None => {}
                     // One that computes makes all those late that are beside it.
-                    Some(Work::Shared(seat, _)) if seat.is_not_the_first_failure() => self.app.complain(&text),
+                    Some(Work::Shared(seat, _)) if seat.has_failed_before() => self.app.complain(&text),
                     Some(_) => self.app.failed(&text),
                 }
             }

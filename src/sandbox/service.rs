@@ -368,8 +368,8 @@ impl Seat {
         self.service.is_broken.load(Ordering::Acquire)
     }
 
-    /// Notes that the client has waited too long; whether one had already.
-    pub(crate) fn is_not_the_first_failure(&self) -> bool {
+    /// Notes that the client has waited too long. Whether one of the others had already.
+    pub(crate) fn has_failed_before(&self) -> bool {
         self.service.has_failed.swap(true, Ordering::Relaxed)
     }
 
